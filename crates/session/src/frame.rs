@@ -1,0 +1,147 @@
+//! Control frames: the plaintext of records with [`Content::Control`](jump_crypto::record::Content) (`docs/protocol.md` §5).
+//!
+//! A frame is `type (1) ‖ body`. Integers are big-endian. One frame per record.
+
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use crate::ids::{AttachSeq, Epoch, SessionId};
+use crate::reason::Reason;
+
+/// The longest encoded frame, in bytes.
+pub const FRAME_LEN_MAX: usize = 1200;
+/// How many gateway addresses a frame may carry.
+pub const ROSTER_MAX: usize = 16;
+/// How many routes an `AttachResult` may carry.
+pub const ROUTES_MAX: usize = 32;
+/// How many DNS servers an `AttachResult` may carry.
+pub const DNS_MAX: usize = 4;
+
+/// One control frame.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Frame {
+    /// Client: proves liveness of the handshake and asks for the commit. Repeated until a result arrives.
+    Confirm,
+    /// Gateway: the outcome of the attach. Repeated for every `Confirm`.
+    AttachResult(Box<AttachResult>),
+    /// Either side: asks for a `Pong`. `id` is echoed.
+    Ping {
+        /// Chosen by the sender; unique among its outstanding pings.
+        id: u64,
+    },
+    /// The answer to a `Ping`.
+    Pong {
+        /// The ping's id.
+        id: u64,
+    },
+    /// Asks the peer to prove that it receives on this path. Not answered by a replay.
+    PathChallenge {
+        /// Unpredictable bytes.
+        token: [u8; 8],
+    },
+    /// The answer to a `PathChallenge`, on the path it came by.
+    PathResponse {
+        /// The challenge's bytes.
+        token: [u8; 8],
+    },
+    /// Gateway: attach to one of these gateways now; this one still forwards until the new one is accepted.
+    Migrate {
+        /// Why.
+        reason: Reason,
+        /// Where to go, best first. At most [`ROSTER_MAX`].
+        targets: Vec<SocketAddr>,
+    },
+    /// Gateway: the session has ended for good.
+    Terminated {
+        /// Why.
+        reason: Reason,
+    },
+    /// Client: ends the session for good.
+    Close {
+        /// Why.
+        reason: Reason,
+    },
+    /// Either side: padding for path MTU discovery; answered with `Pong` of the id. The body is `len` bytes in all.
+    MtuProbe {
+        /// Echoed in the `Pong`.
+        id: u64,
+        /// Encoded length of this frame, in bytes.
+        len: u16,
+    },
+    /// Gateway: this side now carries the session's binding with this number.
+    Bound {
+        /// Switches of path or transport in this epoch.
+        binding: u64,
+    },
+}
+
+/// The outcome of an attach.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum AttachResult {
+    /// This gateway owns the session.
+    Accepted(Accepted),
+    /// It does not, and will not by this attempt.
+    Rejected {
+        /// Why.
+        reason: Reason,
+        /// The session's epoch in the store; 0 when the caller may not know it.
+        current_epoch: Epoch,
+        /// The stored attach sequence number; the client goes past it.
+        current_attach_seq: AttachSeq,
+        /// When asking again makes sense; zero for never.
+        retry_after: Duration,
+    },
+}
+
+/// What an accepted client is given.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Accepted {
+    /// The session.
+    pub session: SessionId,
+    /// The epoch that this gateway owns.
+    pub epoch: Epoch,
+    /// Inner addresses: one IPv4, and one IPv6 where the pool has one.
+    pub inner: Vec<IpAddr>,
+    /// Grant signed by control: encoded [`jump_crypto::grant::Grant`].
+    pub grant: Vec<u8>,
+    /// Networks to route into the tunnel: address and prefix length. At most [`ROUTES_MAX`].
+    pub routes: Vec<(IpAddr, u8)>,
+    /// At most [`DNS_MAX`].
+    pub dns: Vec<IpAddr>,
+    /// Largest inner packet, in bytes.
+    pub mtu: u16,
+    /// Time to the end of the session's life.
+    pub expires_in: Duration,
+    /// The node lease's time to live: how long a silent owner may stay owner.
+    pub lease: Duration,
+    /// Gateways to reattach to, best first. At most [`ROSTER_MAX`].
+    pub roster: Vec<SocketAddr>,
+    /// Correlation id of the session in logs.
+    pub correlation: [u8; 16],
+    /// Switches per minute that the policy allows.
+    pub switches_per_minute_max: u16,
+    /// Shortest time between switches.
+    pub switch_cooldown: Duration,
+    /// How long the session survives without a transport.
+    pub recovery_window: Duration,
+}
+
+/// The bytes are not a frame of this version.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("malformed control frame")]
+pub struct MalformedFrame;
+
+impl Frame {
+    /// Writes the frame to the start of `out` and returns its length; `None` when it is longer than `out`.
+    pub fn encode(&self, _out: &mut [u8]) -> Option<usize> {
+        todo!()
+    }
+
+    /// Reads one frame that fills `bytes` exactly.
+    ///
+    /// # Errors
+    /// [`MalformedFrame`].
+    pub fn decode(_bytes: &[u8]) -> Result<Self, MalformedFrame> {
+        todo!()
+    }
+}

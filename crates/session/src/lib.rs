@@ -1,0 +1,14 @@
+//! The pure machines of Jumping VPN: sessions, ownership, paths, policy and reason codes.
+//!
+//! Nothing here reads a clock, randomness, a file or a socket: time and generators are arguments. The model checker,
+//! the simulation and production run the same functions.
+#![forbid(unsafe_code)]
+
+pub mod client;
+pub mod frame;
+pub mod gateway;
+pub mod ownership;
+pub mod policy;
+pub mod reason;
+
+pub use jump_crypto::ids;
