@@ -88,7 +88,9 @@ impl NodeSigner {
     ///
     /// # Errors
     /// When the generator refuses.
-    pub fn generate(_entropy: &mut dyn crate::entropy::Entropy) -> Result<Self, crate::entropy::EntropyError> {
+    pub fn generate(
+        _entropy: &mut dyn crate::entropy::Entropy,
+    ) -> Result<Self, crate::entropy::EntropyError> {
         todo!()
     }
 

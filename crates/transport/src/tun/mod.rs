@@ -24,7 +24,9 @@ pub struct TunOptions {
 #[derive(Debug, thiserror::Error)]
 pub enum TunError {
     /// `/dev/net/tun` is missing.
-    #[error("/dev/net/tun does not exist: load the tun module (modprobe tun) or pass the device to the container")]
+    #[error(
+        "/dev/net/tun does not exist: load the tun module (modprobe tun) or pass the device to the container"
+    )]
     NoDevice,
     /// `CAP_NET_ADMIN` is missing.
     #[error("no permission to create TUN device {name}: run as root or grant CAP_NET_ADMIN")]
