@@ -1,0 +1,81 @@
+#!/bin/sh
+# Installs what the build, the demo and the tests need and the machine lacks (Debian and Ubuntu). Quiet and without
+# network when nothing is missing.
+#
+# usage: scripts/install-deps.sh GROUP...
+#   build     protoc with its well-known types, a C compiler for the cryptography library
+#   demo      network namespaces
+#   etcd      the etcd server of the three-node store
+#   embedded  nothing (the store is part of jump-control)
+#   test      packet capture, for checks that a paused gateway forwards nothing
+set -eu
+
+packages=""
+
+# need PACKAGE TEST...: asks for the package unless the test succeeds.
+need() {
+    package=$1
+    shift
+    "$@" >/dev/null 2>&1 || packages="$packages $package"
+}
+
+# Server binaries live in sbin directories that an ordinary PATH may lack.
+PATH="$PATH:/usr/local/sbin:/usr/sbin:/sbin"
+export PATH
+
+for group in "$@"; do
+    case "$group" in
+        build)
+            need protobuf-compiler command -v protoc
+            need libprotobuf-dev sh -c 'for d in /usr /usr/local; do
+                [ -f "$d/include/google/protobuf/timestamp.proto" ] && exit 0; done; exit 1'
+            need gcc sh -c 'command -v cc || command -v gcc'
+            need libc6-dev test -f /usr/include/stdlib.h
+            command -v cargo >/dev/null 2>&1 || {
+                echo "install-deps: cargo is missing; install Rust from https://rustup.rs and try again" >&2
+                exit 1
+            }
+            ;;
+        demo)
+            need iproute2 command -v ip
+            ;;
+        etcd)
+            need etcd-server command -v etcd
+            ;;
+        embedded) ;;
+        test)
+            need tcpdump command -v tcpdump
+            ;;
+        *)
+            echo "install-deps: unknown group '$group'; the groups are build, demo, etcd, embedded and test" >&2
+            exit 2
+            ;;
+    esac
+done
+
+[ -n "$packages" ] || exit 0
+
+if [ "$(id -u)" -ne 0 ]; then
+    echo "install-deps: missing:$packages; run as root: apt-get install$packages" >&2
+    exit 1
+fi
+if ! command -v apt-get >/dev/null 2>&1; then
+    echo "install-deps: missing:$packages (Debian names), and there is no apt-get; install them by hand" >&2
+    exit 1
+fi
+
+echo "install-deps: installing$packages" >&2
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
+# The etcd package starts a server of its own; the tests bring theirs.
+install() {
+    # shellcheck disable=SC2086
+    DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 apt-get install -y -qq --no-install-recommends $packages >"$log" 2>&1
+}
+if ! install; then
+    { apt-get update -qq >"$log" 2>&1 && install; } || {
+        cat "$log" >&2
+        echo "install-deps: apt-get could not install$packages" >&2
+        exit 1
+    }
+fi
