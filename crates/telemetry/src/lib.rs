@@ -1,1 +1,9 @@
-//! stub
+//! Logs, audit events, SIEM export, metrics and traces.
+//!
+//! Everything here is bounded and lossy with counters: a dead disk, collector or terminal costs observations, never a
+//! packet, a decision or a caller's time (design.md G8).
+#![forbid(unsafe_code)]
+
+pub mod docs;
+pub mod log;
+pub mod metrics;

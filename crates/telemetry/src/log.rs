@@ -1,0 +1,232 @@
+//! Structured logs: `tracing` to stderr as JSON lines or for people, through a bounded queue that never blocks.
+//!
+//! Names in every JSON line: `ts` (RFC 3339, UTC, microseconds), `level`, `target`, `message`, `component`, `instance`
+//! (who logs), `node` (the node that the line is about; the logger itself unless the event says otherwise). Fields of
+//! the event and of the spans around it follow under their own names, an inner one hiding an outer one of the same
+//! name: `session`, `correlation`, `epoch`, `reason`, ….
+
+mod line;
+mod writer;
+
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{EnvFilter, Layer, Registry, reload};
+
+use crate::metrics::{self, Kind, MetricDef, Unit};
+
+pub use line::LineLayer;
+pub use writer::{LogStats, QueueWriter};
+
+/// How lines look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Format {
+    /// One JSON object per line.
+    #[default]
+    Json,
+    /// For people at a terminal.
+    Human,
+}
+
+/// Says that a format's name is unknown.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("not a log format: expected json or human")]
+pub struct InvalidFormat;
+
+impl FromStr for Format {
+    type Err = InvalidFormat;
+
+    fn from_str(text: &str) -> Result<Self, InvalidFormat> {
+        match text {
+            "json" => Ok(Self::Json),
+            "human" => Ok(Self::Human),
+            _ => Err(InvalidFormat),
+        }
+    }
+}
+
+/// What [`init`] needs.
+#[derive(Debug, Clone)]
+pub struct LogConfig {
+    /// How lines look.
+    pub format: Format,
+    /// Levels per target, as `tracing` writes them: `info,jump_gateway=debug`.
+    pub filter: String,
+    /// The program: `gateway`, `control`, `client`.
+    pub component: String,
+    /// The node's or replica's name; empty if it has none.
+    pub node: String,
+}
+
+impl Default for LogConfig {
+    fn default() -> Self {
+        Self { format: Format::Json, filter: "info".into(), component: "jump".into(), node: String::new() }
+    }
+}
+
+/// Why logging could not start or change.
+#[derive(Debug, thiserror::Error)]
+pub enum LogError {
+    /// The filter does not parse.
+    #[error("invalid log filter {filter:?}")]
+    Filter {
+        /// The refused text.
+        filter: String,
+        /// What is wrong with it.
+        #[source]
+        source: tracing_subscriber::filter::ParseError,
+    },
+    /// Another subscriber is installed in this process.
+    #[error("logging is already initialised")]
+    AlreadyInitialised,
+    /// The writer thread could not start.
+    #[error("could not start the log writer")]
+    Writer(#[source] std::io::Error),
+}
+
+/// Lines queued for stderr.
+pub const LINES_QUEUED: MetricDef = MetricDef {
+    name: "jump_log_lines_queued_total",
+    kind: Kind::Counter,
+    unit: Unit::Count,
+    help: "Log lines accepted by the bounded log queue.",
+    labels: &[],
+};
+
+/// Lines dropped.
+pub const LINES_DROPPED: MetricDef = MetricDef {
+    name: "jump_log_lines_dropped_total",
+    kind: Kind::Counter,
+    unit: Unit::Count,
+    help: "Log lines dropped because the log queue was full or stderr could not be written.",
+    labels: &[],
+};
+
+/// The metrics of this module.
+pub const METRICS: &[MetricDef] = &[LINES_QUEUED, LINES_DROPPED];
+
+type FilterHandle = reload::Handle<EnvFilter, Registry>;
+
+/// Changes levels while the program runs. Cheap to clone.
+#[derive(Clone)]
+pub struct LogHandle {
+    filter: FilterHandle,
+    initial: Arc<str>,
+}
+
+impl LogHandle {
+    /// Replaces the filter, for example by `info,jump_gateway::mesh=trace`.
+    ///
+    /// # Errors
+    /// [`LogError::Filter`] when the text does not parse; the old filter stays.
+    pub fn set_filter(&self, filter: &str) -> Result<(), LogError> {
+        let parsed = parse_filter(filter)?;
+        // Reloading fails only once the subscriber is gone, which a process-wide one never is.
+        self.filter.reload(parsed).map_err(|_| LogError::AlreadyInitialised)
+    }
+
+    /// Returns the filter in force.
+    pub fn filter(&self) -> String {
+        self.filter.with_current(ToString::to_string).unwrap_or_default()
+    }
+
+    /// Goes back to the filter that the program started with.
+    pub fn reset_filter(&self) {
+        let _ = self.set_filter(&self.initial);
+    }
+}
+
+impl std::fmt::Debug for LogHandle {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("LogHandle").field("filter", &self.filter()).finish()
+    }
+}
+
+/// Keeps logging alive; dropping it writes out what is queued, waiting at most half a second.
+#[derive(Debug)]
+pub struct LogGuard {
+    handle: LogHandle,
+    writer: QueueWriter,
+}
+
+impl LogGuard {
+    /// Returns the handle that changes levels.
+    pub fn handle(&self) -> LogHandle {
+        self.handle.clone()
+    }
+
+    /// Returns what was queued and dropped so far.
+    pub fn stats(&self) -> LogStats {
+        self.writer.stats()
+    }
+}
+
+impl Drop for LogGuard {
+    fn drop(&mut self) {
+        self.writer.flush(Duration::from_millis(500));
+    }
+}
+
+/// Installs logging for the whole process. Call once, first thing in `main`, and keep the guard until the end.
+///
+/// # Errors
+/// [`LogError`]: a filter that does not parse, a second call, no thread for the writer.
+pub fn init(config: LogConfig) -> Result<LogGuard, LogError> {
+    let filter = parse_filter(&config.filter)?;
+    let writer = QueueWriter::start(std::io::stderr()).map_err(LogError::Writer)?;
+    let (filter, filter_handle) = reload::Layer::new(filter);
+    let initial = Arc::from(config.filter.as_str());
+    let lines = LineLayer::new(&config, writer.clone()).with_filter(filter);
+    tracing_subscriber::registry().with(lines).try_init().map_err(|_| LogError::AlreadyInitialised)?;
+    let counted = writer.clone();
+    metrics::before_scrape(move || {
+        let stats = counted.stats();
+        LINES_QUEUED.counter(&[]).absolute(stats.queued);
+        LINES_DROPPED.counter(&[]).absolute(stats.dropped);
+    });
+    Ok(LogGuard { handle: LogHandle { filter: filter_handle, initial }, writer })
+}
+
+fn parse_filter(filter: &str) -> Result<EnvFilter, LogError> {
+    EnvFilter::builder()
+        .parse(filter)
+        .map_err(|source| LogError::Filter { filter: filter.to_owned(), source })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_filter_that_does_not_parse_is_refused_with_its_text() {
+        let error = parse_filter("info,jump=loud").expect_err("loud is no level");
+        assert_eq!(error.to_string(), "invalid log filter \"info,jump=loud\"");
+    }
+
+    #[test]
+    fn levels_change_while_the_program_runs_and_a_bad_filter_changes_nothing() {
+        let (sink, lines) = writer::memory();
+        let writer = QueueWriter::start(sink).expect("a thread starts");
+        let (filter, filter_handle) = reload::Layer::new(parse_filter("info").expect("valid"));
+        let config = LogConfig::default();
+        let subscriber =
+            tracing_subscriber::registry().with(LineLayer::new(&config, writer.clone()).with_filter(filter));
+        let handle = LogHandle { filter: filter_handle, initial: "info".into() };
+        tracing::subscriber::with_default(subscriber, || {
+            let say = || tracing::debug!("deep");
+            say();
+            assert!(handle.set_filter("jump=loud").is_err());
+            say();
+            handle.set_filter("debug").expect("valid");
+            assert_eq!(handle.filter(), "debug");
+            say();
+            handle.reset_filter();
+            say();
+        });
+        assert!(writer.flush(Duration::from_secs(5)));
+        assert_eq!(lines.lock().expect("no panic").len(), 1);
+    }
+}

@@ -1,0 +1,201 @@
+//! The bounded queue between callers, which never wait, and a thread that may wait for ever on its output.
+
+use std::io::Write;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// The longest queue, in lines. A line that finds it full is dropped and counted.
+pub(super) const QUEUE_LINES_MAX: usize = 8192;
+
+/// The longest queue, in bytes, under the same policy.
+pub(super) const QUEUE_BYTES_MAX: usize = 4 << 20;
+
+/// What a queue did so far.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct LogStats {
+    /// Lines accepted.
+    pub queued: u64,
+    /// Lines dropped: the queue was full or the output failed.
+    pub dropped: u64,
+}
+
+#[derive(Debug, Default)]
+struct Counters {
+    queued: AtomicU64,
+    dropped: AtomicU64,
+    bytes: AtomicUsize,
+}
+
+enum Message {
+    Line(String),
+    Flush(SyncSender<()>),
+}
+
+/// Accepts lines without ever blocking; a thread of its own writes them. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct QueueWriter {
+    queue: SyncSender<Message>,
+    counters: Arc<Counters>,
+}
+
+impl QueueWriter {
+    /// Starts the thread that writes to `output`. It ends when the last clone is dropped.
+    ///
+    /// # Errors
+    /// The operating system's, when it gives no thread.
+    pub fn start(output: impl Write + Send + 'static) -> std::io::Result<Self> {
+        let (queue, lines) = sync_channel(QUEUE_LINES_MAX);
+        let counters = Arc::new(Counters::default());
+        let written = Arc::clone(&counters);
+        thread::Builder::new()
+            .name("jump-log".into())
+            .spawn(move || write_lines(&lines, &written, output))?;
+        Ok(Self { queue, counters })
+    }
+
+    /// Queues a line (with its newline), or drops it and counts that.
+    pub fn push(&self, line: String) {
+        let length = line.len();
+        let before = self.counters.bytes.fetch_add(length, Ordering::Relaxed);
+        let sent = before + length <= QUEUE_BYTES_MAX && self.queue.try_send(Message::Line(line)).is_ok();
+        if sent {
+            self.counters.queued.fetch_add(1, Ordering::Relaxed);
+        } else {
+            self.counters.bytes.fetch_sub(length, Ordering::Relaxed);
+            self.counters.dropped.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Waits until everything queued before is written, at most for `timeout`. Says whether it was.
+    pub fn flush(&self, timeout: Duration) -> bool {
+        let deadline = Instant::now() + timeout;
+        let (done, wait) = sync_channel(1);
+        let mut message = Message::Flush(done);
+        loop {
+            match self.queue.try_send(message) {
+                Ok(()) => return wait.recv_timeout(deadline - Instant::now().min(deadline)).is_ok(),
+                Err(TrySendError::Disconnected(_)) => return false,
+                Err(TrySendError::Full(back)) if Instant::now() < deadline => {
+                    message = back;
+                    thread::sleep(Duration::from_millis(5));
+                }
+                Err(TrySendError::Full(_)) => return false,
+            }
+        }
+    }
+
+    /// Returns what was queued and dropped so far.
+    pub fn stats(&self) -> LogStats {
+        LogStats {
+            queued: self.counters.queued.load(Ordering::Relaxed),
+            dropped: self.counters.dropped.load(Ordering::Relaxed),
+        }
+    }
+}
+
+fn write_lines(lines: &Receiver<Message>, counters: &Counters, mut output: impl Write) {
+    for message in lines {
+        match message {
+            Message::Line(line) => {
+                counters.bytes.fetch_sub(line.len(), Ordering::Relaxed);
+                if output.write_all(line.as_bytes()).is_err() {
+                    counters.dropped.fetch_add(1, Ordering::Relaxed);
+                }
+            }
+            Message::Flush(done) => {
+                let _ = output.flush();
+                let _ = done.try_send(());
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+pub(super) fn memory() -> (impl Write + Send + 'static, Arc<std::sync::Mutex<Vec<String>>>) {
+    struct Lines(Arc<std::sync::Mutex<Vec<String>>>);
+    impl Write for Lines {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().expect("no panic").push(String::from_utf8_lossy(bytes).into_owned());
+            Ok(bytes.len())
+        }
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+    let lines = Arc::default();
+    (Lines(Arc::clone(&lines)), lines)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Condvar, Mutex};
+
+    use super::*;
+
+    /// An output that writes nothing until it is opened, as a pipe whose reader sleeps.
+    #[derive(Clone, Default)]
+    struct Stalled(Arc<(Mutex<bool>, Condvar)>);
+
+    impl Stalled {
+        fn open(&self) {
+            *self.0.0.lock().expect("no panic") = true;
+            self.0.1.notify_all();
+        }
+    }
+
+    impl Write for Stalled {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            let open = self.0.0.lock().expect("no panic");
+            let _open = self.0.1.wait_while(open, |open| !*open).expect("no panic");
+            Ok(bytes.len())
+        }
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_stalled_output_costs_lines_but_neither_time_nor_unbounded_memory() {
+        let output = Stalled::default();
+        let writer = QueueWriter::start(output.clone()).expect("a thread starts");
+        let pushed = 3 * QUEUE_LINES_MAX as u64;
+        (0..pushed).for_each(|i| writer.push(format!("line {i}\n")));
+        let stats = writer.stats();
+        assert_eq!(stats.queued + stats.dropped, pushed);
+        assert!(stats.queued <= QUEUE_LINES_MAX as u64 + 1, "{stats:?}");
+        assert!(!writer.flush(Duration::from_millis(10)));
+        output.open();
+        assert!(writer.flush(Duration::from_secs(10)));
+        assert_eq!(writer.counters.bytes.load(Ordering::Relaxed), 0);
+    }
+
+    #[test]
+    fn few_but_huge_lines_are_bounded_by_their_bytes() {
+        let output = Stalled::default();
+        let writer = QueueWriter::start(output.clone()).expect("a thread starts");
+        (0..100).for_each(|_| writer.push("x".repeat(1 << 20)));
+        assert!(writer.counters.bytes.load(Ordering::Relaxed) <= QUEUE_BYTES_MAX);
+        assert!(writer.stats().dropped >= 95);
+        output.open();
+    }
+
+    #[test]
+    fn a_failing_output_is_counted() {
+        struct Broken;
+        impl Write for Broken {
+            fn write(&mut self, _: &[u8]) -> std::io::Result<usize> {
+                Err(std::io::ErrorKind::BrokenPipe.into())
+            }
+            fn flush(&mut self) -> std::io::Result<()> {
+                Ok(())
+            }
+        }
+        let writer = QueueWriter::start(Broken).expect("a thread starts");
+        writer.push("lost\n".into());
+        assert!(writer.flush(Duration::from_secs(5)));
+        assert_eq!(writer.stats(), LogStats { queued: 1, dropped: 1 });
+    }
+}
