@@ -2,14 +2,24 @@
 //!
 //! A frame is `type (1) ‖ body`. Integers are big-endian. One frame per record.
 
+mod codec;
+#[cfg(test)]
+mod tests;
+
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use crate::ids::{AttachSeq, Epoch, SessionId};
 use crate::reason::Reason;
 
-/// The longest encoded frame, in bytes.
+/// The longest encoded frame other than an [`MtuProbe`](Frame::MtuProbe), in bytes.
 pub const FRAME_LEN_MAX: usize = 1200;
+/// The shortest `MtuProbe`, in bytes.
+pub const MTU_PROBE_LEN_MIN: u16 = 9;
+/// The smallest inner MTU that an `AttachResult` may carry, in bytes: what every IPv4 host accepts.
+pub const MTU_MIN: u16 = 576;
+/// How many inner addresses a session has at most: one of each family.
+pub const INNER_MAX: usize = 2;
 /// How many gateway addresses a frame may carry.
 pub const ROSTER_MAX: usize = 16;
 /// How many routes an `AttachResult` may carry.
@@ -130,18 +140,3 @@ pub struct Accepted {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("malformed control frame")]
 pub struct MalformedFrame;
-
-impl Frame {
-    /// Writes the frame to the start of `out` and returns its length; `None` when it is longer than `out`.
-    pub fn encode(&self, _out: &mut [u8]) -> Option<usize> {
-        todo!()
-    }
-
-    /// Reads one frame that fills `bytes` exactly.
-    ///
-    /// # Errors
-    /// [`MalformedFrame`].
-    pub fn decode(_bytes: &[u8]) -> Result<Self, MalformedFrame> {
-        todo!()
-    }
-}

@@ -3,27 +3,54 @@
 //! ```text
 //!            attach            attach by another node, owner alive
 //! (none) ──────────▶ Owned ─────────────────────────────────────▶ Handover
-//!                    ▲ │ ▲                                          │
-//!       attach,      │ │ └───────── fence acknowledged ─────────────┤
-//!       owner's node │ │            or the old owner's node key gone│
-//!       key gone     │ ▼                                            │
-//!                   Released ◀── release                            │
-//!                      │                                            │
-//!                      └────────────▶ Terminated ◀──────────────────┘  (final, tombstone)
+//!                    ▲ │ ▲                                          │ │
+//!       attach       │ │ └───────── fence acknowledged and ─────────┘ │
+//!                    │ │            target alive, or attach by the    │
+//!                    │ │            target with the old owner gone    │
+//!                    │ ▼                                              │
+//!                   Released ◀── release, owner gone, or fence ───────┤
+//!                      │         acknowledged and target gone         │
+//!                      │                                              │
+//!                      └────────────▶ Terminated ◀────────────────────┘  (final, tombstone)
 //! ```
+//!
+//! Within `Owned` an attach by the same run of the owner, or by anybody once the owner's node key is gone, goes to
+//! `Owned` with the next epoch. Nothing else changes the owner.
+
+mod arbitrate;
+mod authority;
+mod change;
+#[cfg(test)]
+mod proptests;
+#[cfg(test)]
+mod table;
+#[cfg(test)]
+mod tests;
 
 use std::net::IpAddr;
 use std::time::Duration;
 
 use crate::ids::{AttachSeq, AttemptId, DeviceKey, Epoch, Incarnation, NodeId, Revision, SessionId};
-use crate::policy::SessionPolicy;
 use crate::reason::Reason;
+
+pub use arbitrate::{arbitrate, birth};
+pub use authority::{Authority, Tenure};
+pub use change::{change, expire};
 
 /// Milliseconds since the Unix epoch, as control replicas read them. Never used to decide who owns a session.
 pub type UnixMillis = u64;
 
 /// How many past owners a record keeps.
 pub const HISTORY_MAX: usize = 16;
+
+/// How many chosen switches a record counts within [`SWITCH_WINDOW`], whatever the policy says.
+pub const RECENT_SWITCHES_MAX: usize = 128;
+
+/// The window in which the policy counts switches.
+pub const SWITCH_WINDOW: Duration = Duration::from_secs(60);
+
+/// When a client may ask again that met a node which cannot take it, or a live owner that has not stopped yet.
+pub const RETRY_AFTER: Duration = Duration::from_millis(250);
 
 /// One run of a gateway node.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -100,9 +127,9 @@ pub struct SessionRecord {
     pub device_name: String,
     /// Changes of owner so far.
     pub epoch: Epoch,
-    /// The sequence number of the last accepted attempt.
+    /// The highest sequence number of any attempt that was accepted, or whose claim was dropped. Never decreases.
     pub attach_seq: AttachSeq,
-    /// The last accepted attempt.
+    /// The attempt that carried it.
     pub attempt: AttemptId,
     /// Where it stands.
     pub phase: Phase,
@@ -118,7 +145,8 @@ pub struct SessionRecord {
     pub reason: Reason,
     /// Owners, newest first, at most [`HISTORY_MAX`].
     pub history: Vec<HistoryEntry>,
-    /// Times of accepted owner changes within the last minute, oldest first; bounded by the policy.
+    /// Times of the switches within the last minute that the client chose (away from a live owner, or anew to the
+    /// same one), oldest first; at most [`RECENT_SWITCHES_MAX`] and what the policy allows.
     pub recent_switches: Vec<UnixMillis>,
     /// One id through logs, spans and audit events.
     pub correlation: [u8; 16],
@@ -206,7 +234,8 @@ pub struct Refusal {
     pub reason: Reason,
     /// The record's epoch; 0 when there is no record or the device may not know it.
     pub current_epoch: Epoch,
-    /// The record's attach sequence number, under the same rule.
+    /// The highest attach sequence number that was recorded, a waiting claim's included, under the same rule. An
+    /// attempt can succeed only above it.
     pub current_attach_seq: AttachSeq,
     /// When asking again makes sense; zero for never.
     pub retry_after: Duration,
@@ -215,14 +244,16 @@ pub struct Refusal {
 /// What a gateway or operator asks besides attaching.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Change {
-    /// The old owner says that it has stopped in `epoch`.
+    /// The old owner says that it has stopped in `epoch`, or that it carries nothing of it, and that it will not
+    /// activate the session in any epoch up to this one (see [`Tenure`]).
     FenceAcknowledged {
         /// Who says so.
         by: Owner,
         /// The epoch that it owned.
         epoch: Epoch,
     },
-    /// The owner gives up the session; anyone may claim it.
+    /// The owner has stopped and gives up the session; anyone may claim it. During a handover this is a fence
+    /// acknowledgement.
     Release {
         /// Who.
         by: Owner,
@@ -240,78 +271,92 @@ pub enum Change {
     },
 }
 
-/// Decides an attach. The same record, view, request and policy always give the same answer.
-///
-/// # Errors
-/// [`Refusal`] with the reason that the client is told.
-pub fn arbitrate(
-    _record: &SessionRecord,
-    _view: &View,
-    _request: &AttachRequest,
-    _policy: &SessionPolicy,
-    _now: UnixMillis,
-) -> Result<Decision, Refusal> {
-    todo!()
-}
-
-/// Decides the birth of a session: the record to create, owned by the claimant in epoch 1.
-///
-/// # Errors
-/// [`Refusal`] with the reason that the client is told.
-pub fn birth(
-    _id: SessionId,
-    _inner: Vec<IpAddr>,
-    _device_name: String,
-    _correlation: [u8; 16],
-    _view: &View,
-    _request: &AttachRequest,
-    _policy: &SessionPolicy,
-    _now: UnixMillis,
-) -> Result<Transition, Refusal> {
-    todo!()
-}
-
-/// Decides a change that is not an attach. `None` when there is nothing to write (already so).
-///
-/// # Errors
-/// [`Refusal`] when the caller may not (not the owner, another epoch, already terminated).
-pub fn change(
-    _record: &SessionRecord,
-    _view: &View,
-    _change: &Change,
-    _now: UnixMillis,
-) -> Result<Option<Transition>, Refusal> {
-    todo!()
-}
-
-/// Decides what time alone does to a record: lifetime and recovery window. `None` when nothing is due.
-pub fn expire(
-    _record: &SessionRecord,
-    _view: &View,
-    _policy: &SessionPolicy,
-    _now: UnixMillis,
-) -> Option<Transition> {
-    todo!()
-}
-
-/// A gateway's authority to forward: renewed by the store's answer, measured from the request's send time, on a clock
-/// that counts suspended time. Past the deadline the gateway forwards nothing.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Authority {
-    /// Nanoseconds of the gateway's suspend-counting clock; forward only before this.
-    pub deadline: u64,
-}
-
-impl Authority {
-    /// The authority that a successful renewal sent at `sent` (nanoseconds) gives.
-    pub fn renewed(_sent: u64, _ttl: Duration, _margin: Duration) -> Self {
-        todo!()
+impl SessionRecord {
+    /// The owner in the record's epoch: of `Owned`, and of `Handover` until it has stopped.
+    pub fn owner(&self) -> Option<&Owner> {
+        match &self.phase {
+            Phase::Owned { owner } | Phase::Handover { from: owner, .. } => Some(owner),
+            Phase::Released { .. } | Phase::Terminated { .. } => None,
+        }
     }
 
-    /// Says whether forwarding is allowed at `now`.
-    pub fn holds(&self, _now: u64) -> bool {
-        todo!()
+    /// The highest attach sequence number that was recorded: an attempt can succeed only above it.
+    pub fn highest_attach_seq(&self) -> AttachSeq {
+        match &self.phase {
+            Phase::Handover { to, .. } => self.attach_seq.max(to.attach_seq),
+            Phase::Owned { .. } | Phase::Released { .. } | Phase::Terminated { .. } => self.attach_seq,
+        }
     }
+
+    /// The same record in another phase, written `now` for `reason`. A claim that the new phase no longer holds leaves
+    /// its sequence number behind, so that a refused attempt stays refused.
+    fn moved_to(&self, phase: Phase, reason: Reason, now: UnixMillis) -> Self {
+        let mut next = Self { phase, reason, changed: now.max(self.changed), ..self.clone() };
+        if let (Phase::Handover { to, .. }, Phase::Released { .. } | Phase::Terminated { .. }) =
+            (&self.phase, &next.phase)
+            && to.attach_seq > self.attach_seq
+        {
+            next.attach_seq = to.attach_seq;
+            next.attempt = to.attempt;
+        }
+        next
+    }
+
+    /// The record with `claim`'s owner in the next epoch; `None` at the end of the epochs.
+    fn owned_next(&self, claim: Claim, charged: bool, now: UnixMillis) -> Option<Self> {
+        let Claim { owner, attach_seq, attempt, since: _, reason } = claim;
+        let mut next = self.moved_to(Phase::Owned { owner: owner.clone() }, reason, now);
+        next.epoch = self.epoch.next()?;
+        next.attach_seq = attach_seq;
+        next.attempt = attempt;
+        next.history.insert(0, HistoryEntry { epoch: next.epoch, owner, since: now, reason });
+        next.history.truncate(HISTORY_MAX);
+        next.recent_switches.retain(|at| is_recent(*at, now));
+        if charged {
+            next.recent_switches.push(now);
+            let surplus = next.recent_switches.len().saturating_sub(RECENT_SWITCHES_MAX);
+            next.recent_switches.drain(..surplus);
+        }
+        Some(next)
+    }
+}
+
+impl Refusal {
+    /// A refusal that tells its caller where the record stands.
+    fn of(record: &SessionRecord, reason: Reason, retry_after: Duration) -> Self {
+        Self {
+            reason,
+            current_epoch: record.epoch,
+            current_attach_seq: record.highest_attach_seq(),
+            retry_after,
+        }
+    }
+
+    /// A refusal that tells nothing about any record.
+    fn blank(reason: Reason, retry_after: Duration) -> Self {
+        Self { reason, current_epoch: Epoch(0), current_attach_seq: AttachSeq(0), retry_after }
+    }
+
+    /// The answer for a claim that still waits when the server's patience ends. The claim stays recorded: the same
+    /// attempt asked again goes on with it.
+    pub fn handover_pending(record: &SessionRecord) -> Self {
+        Self::of(record, Reason::HandoverPending, RETRY_AFTER)
+    }
+
+    /// Whether this attempt can never succeed, however often it is asked again.
+    pub fn is_final(&self) -> bool {
+        self.retry_after.is_zero()
+    }
+}
+
+/// Whether a switch at `at` counts at `now`. A time far in the future (a replica's clock had jumped) does not.
+fn is_recent(at: UnixMillis, now: UnixMillis) -> bool {
+    now.abs_diff(at) < millis(SWITCH_WINDOW)
+}
+
+/// Whole milliseconds, saturating.
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// Re-exported so that callers name revisions with the record.

@@ -1,0 +1,259 @@
+//! Who becomes owner: the decisions over attaches and births.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use super::{
+    AttachRequest, Claim, Condition, Decision, DeviceStanding, HistoryEntry, Owner, Phase,
+    RECENT_SWITCHES_MAX, RETRY_AFTER, Refusal, SWITCH_WINDOW, SessionRecord, Transition, UnixMillis, View,
+    is_recent, millis,
+};
+use crate::ids::{Epoch, SessionId};
+use crate::policy::SessionPolicy;
+use crate::reason::Reason;
+
+/// Asking again never helps.
+const NEVER: Duration = Duration::ZERO;
+
+/// Decides an attach. The same record, view, request and policy always give the same answer.
+///
+/// The order of the checks is part of the contract: what is final for the session comes first, then what is final for
+/// the attempt, then what is only a matter of waiting. A final refusal stays final whatever happens to the record
+/// later (`docs/ownership.md`, "One answer per attempt").
+///
+/// A refusal with `LIFETIME_EXCEEDED` or `RECOVERY_WINDOW_EXCEEDED` means that [`expire`](super::expire) has a
+/// transition to write for the same record and time.
+///
+/// # Errors
+/// [`Refusal`] with the reason that the client is told.
+pub fn arbitrate(
+    record: &SessionRecord,
+    view: &View,
+    request: &AttachRequest,
+    policy: &SessionPolicy,
+    now: UnixMillis,
+) -> Result<Decision, Refusal> {
+    check_standing(view.device)?;
+    if record.device != request.device {
+        return Err(Refusal::blank(Reason::WrongDevice, NEVER));
+    }
+    let refuse = |reason, retry_after| Err(Refusal::of(record, reason, retry_after));
+    if let Some(reason) = ended(record, policy, now) {
+        return refuse(reason, NEVER);
+    }
+    if !view.claimant_registered {
+        return refuse(Reason::NodeNotRegistered, RETRY_AFTER);
+    }
+
+    match &record.phase {
+        Phase::Owned { owner } if is_accepted(record, owner, request) => {
+            return Ok(Decision::AlreadyAccepted);
+        }
+        Phase::Handover { to, .. } if is_waiting(to, request) => {
+            return if view.owner_registered {
+                Ok(Decision::Wait)
+            } else {
+                commit(record, view, to.clone(), false, now)
+            };
+        }
+        Phase::Handover { to, .. }
+            if request.attach_seq > record.attach_seq && request.attach_seq < to.attach_seq =>
+        {
+            return refuse(Reason::SupersededAttempt, NEVER);
+        }
+        Phase::Owned { .. } | Phase::Handover { .. } | Phase::Released { .. } | Phase::Terminated { .. } => {}
+    }
+    if request.attach_seq <= record.highest_attach_seq() {
+        return refuse(Reason::StaleAttempt, NEVER);
+    }
+    if view.claimant_draining {
+        return refuse(Reason::NodeDraining, RETRY_AFTER);
+    }
+
+    let claim = Claim {
+        owner: request.claimant.clone(),
+        attach_seq: request.attach_seq,
+        attempt: request.attempt,
+        since: now,
+        reason: request.reason,
+    };
+    // Only a live owner is protected by cooldown and switch rate: where there is none, refusing would leave a client
+    // without any gateway for a choice that it did not make.
+    if record.owner().is_none() || !view.owner_registered {
+        return commit(record, view, claim, false, now);
+    }
+    check_pace(record, view, policy, now)?;
+    match &record.phase {
+        // The same run as now, and the client has new keys there: the gateway replaces its own old keys, no other node
+        // has to stop. A claim that waits for this owner to stop loses to the newer attempt.
+        Phase::Owned { owner: from } | Phase::Handover { from, .. } if *from == request.claimant => {
+            commit(record, view, claim, true, now)
+        }
+        Phase::Owned { owner: from } | Phase::Handover { from, .. } => {
+            let phase = Phase::Handover { from: from.clone(), to: claim };
+            let next = record.moved_to(phase, request.reason, now);
+            let conditions = vec![Condition::Registered(request.claimant.clone())];
+            Ok(Decision::Intend(Transition { next, conditions }))
+        }
+        Phase::Released { .. } | Phase::Terminated { .. } => commit(record, view, claim, false, now),
+    }
+}
+
+/// Decides the birth of a session: the record to create, owned by the claimant in epoch 1. The caller's transaction
+/// also compares that no record of this id exists.
+///
+/// # Errors
+/// [`Refusal`] with the reason that the client is told.
+#[expect(
+    clippy::too_many_arguments,
+    reason = "each is a separate fact of the new record; called in one place"
+)]
+pub fn birth(
+    id: SessionId,
+    inner: Vec<IpAddr>,
+    device_name: String,
+    correlation: [u8; 16],
+    view: &View,
+    request: &AttachRequest,
+    policy: &SessionPolicy,
+    now: UnixMillis,
+) -> Result<Transition, Refusal> {
+    check_standing(view.device)?;
+    if !view.claimant_registered {
+        return Err(Refusal::blank(Reason::NodeNotRegistered, RETRY_AFTER));
+    }
+    if view.claimant_draining {
+        return Err(Refusal::blank(Reason::NodeDraining, RETRY_AFTER));
+    }
+    if inner.is_empty() {
+        return Err(Refusal::blank(Reason::AddressPoolExhausted, RETRY_AFTER));
+    }
+    let owner = request.claimant.clone();
+    let next = SessionRecord {
+        id,
+        device: request.device,
+        device_name,
+        epoch: Epoch(1),
+        attach_seq: request.attach_seq,
+        attempt: request.attempt,
+        phase: Phase::Owned { owner: owner.clone() },
+        inner,
+        created: now,
+        changed: now,
+        expires: now.saturating_add(millis(policy.session_lifetime)),
+        reason: request.reason,
+        history: vec![HistoryEntry {
+            epoch: Epoch(1),
+            owner: owner.clone(),
+            since: now,
+            reason: request.reason,
+        }],
+        recent_switches: Vec::new(),
+        correlation,
+    };
+    Ok(Transition { next, conditions: vec![Condition::Registered(owner)] })
+}
+
+/// Why the session is over at `now`, if it is.
+pub(super) fn ended(record: &SessionRecord, policy: &SessionPolicy, now: UnixMillis) -> Option<Reason> {
+    match &record.phase {
+        Phase::Terminated { .. } => Some(Reason::SessionTerminated),
+        _ if now >= record.expires => Some(Reason::LifetimeExceeded),
+        Phase::Released { since } if now >= since.saturating_add(millis(policy.recovery_window)) => {
+            Some(Reason::RecoveryWindowExceeded)
+        }
+        Phase::Released { .. } | Phase::Owned { .. } | Phase::Handover { .. } => None,
+    }
+}
+
+fn check_standing(device: DeviceStanding) -> Result<(), Refusal> {
+    let reason = match device {
+        DeviceStanding::Active => return Ok(()),
+        DeviceStanding::Unknown => Reason::UnknownDevice,
+        DeviceStanding::Revoked => Reason::KeyRevoked,
+        DeviceStanding::Expired => Reason::KeyExpired,
+    };
+    Err(Refusal::blank(reason, NEVER))
+}
+
+/// An attempt is its id, its sequence number and its claimant together: what differs in any of them is another one.
+fn is_accepted(record: &SessionRecord, owner: &Owner, request: &AttachRequest) -> bool {
+    record.attempt == request.attempt && record.attach_seq == request.attach_seq && *owner == request.claimant
+}
+
+fn is_waiting(claim: &Claim, request: &AttachRequest) -> bool {
+    claim.attempt == request.attempt
+        && claim.attach_seq == request.attach_seq
+        && claim.owner == request.claimant
+}
+
+/// Refuses a chosen switch that comes too soon or too often. `retry_after` is exact: a millisecond earlier the answer is
+/// the same, at that time the pace is no reason any more.
+fn check_pace(
+    record: &SessionRecord,
+    view: &View,
+    policy: &SessionPolicy,
+    now: UnixMillis,
+) -> Result<(), Refusal> {
+    let cooled_at = cooled_at(record, view, policy, now).map(|at| (at, Reason::SwitchCooldown));
+    let allowed_at = allowed_at(record, policy, now).map(|at| (at, Reason::SwitchRateExceeded));
+    match [cooled_at, allowed_at].into_iter().flatten().max() {
+        Some((at, reason)) => Err(Refusal::of(record, reason, Duration::from_millis(at.saturating_sub(now)))),
+        None => Ok(()),
+    }
+}
+
+/// When the cooldown ends, if it has not.
+fn cooled_at(
+    record: &SessionRecord,
+    view: &View,
+    policy: &SessionPolicy,
+    now: UnixMillis,
+) -> Option<UnixMillis> {
+    let cooldown = millis(policy.switch_cooldown);
+    let last_switch = record.history.first().map(|entry| entry.since);
+    // Replacing a waiting claim is a switch of mind; a dead target's claim may be replaced at once.
+    let last_claim = match &record.phase {
+        Phase::Handover { to, .. } if view.target_registered => Some(to.since),
+        Phase::Handover { .. } | Phase::Owned { .. } | Phase::Released { .. } | Phase::Terminated { .. } => {
+            None
+        }
+    };
+    let cooling = [last_switch, last_claim].into_iter().flatten().filter(|at| now.abs_diff(*at) < cooldown);
+    cooling.max().map(|last| last.saturating_add(cooldown))
+}
+
+/// When the window holds fewer chosen switches than the policy allows, if it does not now.
+fn allowed_at(record: &SessionRecord, policy: &SessionPolicy, now: UnixMillis) -> Option<UnixMillis> {
+    let allowed =
+        usize::try_from(policy.switches_per_minute_max).unwrap_or(usize::MAX).min(RECENT_SWITCHES_MAX);
+    let mut recent: Vec<UnixMillis> =
+        record.recent_switches.iter().copied().filter(|at| is_recent(*at, now)).collect();
+    recent.sort_unstable();
+    let surplus = recent.len().checked_sub(allowed)?;
+    // Once this one has left the window, one less than `allowed` is in it. A policy of none never allows any.
+    let last_to_leave = recent.get(surplus).copied().unwrap_or(now);
+    Some(last_to_leave.saturating_add(millis(SWITCH_WINDOW)))
+}
+
+/// The claim becomes owner in the next epoch. Where the record names another owner, that one must be gone.
+fn commit(
+    record: &SessionRecord,
+    view: &View,
+    claim: Claim,
+    charged: bool,
+    now: UnixMillis,
+) -> Result<Decision, Refusal> {
+    let mut conditions = vec![Condition::Registered(claim.owner.clone())];
+    match record.owner() {
+        Some(owner) if *owner != claim.owner => {
+            debug_assert!(!view.owner_registered, "a live owner is fenced, not overrun");
+            conditions.push(Condition::Gone(owner.clone()));
+        }
+        Some(_) | None => {}
+    }
+    match record.owned_next(claim, charged, now) {
+        Some(next) => Ok(Decision::Commit(Transition { next, conditions })),
+        None => Err(Refusal::of(record, Reason::AttemptsExceeded, NEVER)),
+    }
+}
