@@ -41,30 +41,22 @@ pub fn arbitrate(
     if let Some(reason) = ended(record, policy, now) {
         return refuse(reason, NEVER);
     }
+    let standing = standing(record, request);
+    match standing {
+        Standing::Stale => return refuse(Reason::StaleAttempt, NEVER),
+        Standing::Superseded => return refuse(Reason::SupersededAttempt, NEVER),
+        Standing::Accepted | Standing::Waiting | Standing::New => {}
+    }
     if !view.claimant_registered {
         return refuse(Reason::NodeNotRegistered, RETRY_AFTER);
     }
-
-    match &record.phase {
-        Phase::Owned { owner } if is_accepted(record, owner, request) => {
-            return Ok(Decision::AlreadyAccepted);
+    match (standing, &record.phase) {
+        (Standing::Accepted, _) => return Ok(Decision::AlreadyAccepted),
+        (Standing::Waiting, Phase::Handover { to, .. }) if !view.owner_registered => {
+            return commit(record, view, to.clone(), false, now);
         }
-        Phase::Handover { to, .. } if is_waiting(to, request) => {
-            return if view.owner_registered {
-                Ok(Decision::Wait)
-            } else {
-                commit(record, view, to.clone(), false, now)
-            };
-        }
-        Phase::Handover { to, .. }
-            if request.attach_seq > record.attach_seq && request.attach_seq < to.attach_seq =>
-        {
-            return refuse(Reason::SupersededAttempt, NEVER);
-        }
-        Phase::Owned { .. } | Phase::Handover { .. } | Phase::Released { .. } | Phase::Terminated { .. } => {}
-    }
-    if request.attach_seq <= record.highest_attach_seq() {
-        return refuse(Reason::StaleAttempt, NEVER);
+        (Standing::Waiting, _) => return Ok(Decision::Wait),
+        (Standing::New | Standing::Stale | Standing::Superseded, _) => {}
     }
     if view.claimant_draining {
         return refuse(Reason::NodeDraining, RETRY_AFTER);
@@ -176,15 +168,43 @@ fn check_standing(device: DeviceStanding) -> Result<(), Refusal> {
     Err(Refusal::blank(reason, NEVER))
 }
 
-/// An attempt is its id, its sequence number and its claimant together: what differs in any of them is another one.
-fn is_accepted(record: &SessionRecord, owner: &Owner, request: &AttachRequest) -> bool {
-    record.attempt == request.attempt && record.attach_seq == request.attach_seq && *owner == request.claimant
+/// Where an attempt stands towards the record.
+#[derive(Clone, Copy)]
+enum Standing {
+    /// It was accepted in this epoch and its claimant still owns the session.
+    Accepted,
+    /// Its claim waits for the old owner.
+    Waiting,
+    /// A newer attempt of the client has a claim recorded.
+    Superseded,
+    /// Its sequence number is used up.
+    Stale,
+    /// It is newer than everything in the record.
+    New,
 }
 
-fn is_waiting(claim: &Claim, request: &AttachRequest) -> bool {
-    claim.attempt == request.attempt
-        && claim.attach_seq == request.attach_seq
-        && claim.owner == request.claimant
+/// An attempt is its id, its sequence number and its claimant together: what differs in any of them is another one.
+fn standing(record: &SessionRecord, request: &AttachRequest) -> Standing {
+    let AttachRequest { claimant, attach_seq, attempt, device: _, reason: _ } = request;
+    let is_recorded_as = |owner: &Owner, seq, id| *owner == *claimant && seq == *attach_seq && id == *attempt;
+    match &record.phase {
+        Phase::Owned { owner } if is_recorded_as(owner, record.attach_seq, record.attempt) => {
+            Standing::Accepted
+        }
+        Phase::Handover { to, .. } if is_recorded_as(&to.owner, to.attach_seq, to.attempt) => {
+            Standing::Waiting
+        }
+        Phase::Handover { to, .. } if (record.attach_seq < *attach_seq) && (*attach_seq < to.attach_seq) => {
+            Standing::Superseded
+        }
+        Phase::Owned { .. } | Phase::Handover { .. } | Phase::Released { .. } | Phase::Terminated { .. } => {
+            if *attach_seq > record.highest_attach_seq() {
+                Standing::New
+            } else {
+                Standing::Stale
+            }
+        }
+    }
 }
 
 /// Refuses a chosen switch that comes too soon or too often. `retry_after` is exact: a millisecond earlier the answer is

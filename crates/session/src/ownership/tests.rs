@@ -1,4 +1,8 @@
+use super::table::{handover, owner, record, request, view};
 use super::*;
+use crate::policy::SessionPolicy;
+
+const NOW: UnixMillis = 10_000_000;
 
 #[test]
 fn authority_ends_a_margin_before_the_lease_counted_from_the_send_time() {
@@ -34,4 +38,143 @@ fn a_late_answer_does_not_bring_an_older_epoch_of_the_same_gateway_back() {
     assert!(!tenure.accept(Epoch(4)));
     assert!(tenure.accept(Epoch(5)), "a repeated answer is no news");
     assert_eq!(tenure.active(), Some(Epoch(5)));
+}
+
+fn owned() -> SessionRecord {
+    record(Phase::Owned { owner: owner("a", 1) })
+}
+
+fn refusal(outcome: Result<Decision, Refusal>) -> Refusal {
+    outcome.expect_err("was not refused")
+}
+
+#[test]
+fn a_device_without_standing_learns_nothing_of_the_record() {
+    let policy = SessionPolicy::default();
+    for (device, reason) in [
+        (DeviceStanding::Unknown, Reason::UnknownDevice),
+        (DeviceStanding::Revoked, Reason::KeyRevoked),
+        (DeviceStanding::Expired, Reason::KeyExpired),
+    ] {
+        let view = View { device, ..view(true, true) };
+        let refusal = refusal(arbitrate(&owned(), &view, &request(owner("b", 1), 11), &policy, NOW));
+        assert_eq!(refusal, Refusal::blank(reason, Duration::ZERO));
+        let born = birth(
+            SessionId::from_bytes([2; 16]),
+            vec!["10.0.0.1".parse().unwrap()],
+            String::new(),
+            [0; 16],
+            &view,
+            &request(owner("b", 1), 1),
+            &policy,
+            NOW,
+        );
+        assert_eq!(born.expect_err("was born").reason, reason);
+    }
+    let stranger = AttachRequest { device: DeviceKey::from_bytes([8; 32]), ..request(owner("b", 1), 11) };
+    let refusal = refusal(arbitrate(&owned(), &view(true, true), &stranger, &policy, NOW));
+    assert_eq!(refusal, Refusal::blank(Reason::WrongDevice, Duration::ZERO));
+}
+
+#[test]
+fn a_draining_node_takes_nothing_new_and_keeps_what_it_was_promised() {
+    let policy = SessionPolicy::default();
+    let draining = View { claimant_draining: true, ..view(true, true) };
+    let decide = |record: &SessionRecord, claimant, seq| {
+        arbitrate(record, &draining, &request(claimant, seq), &policy, NOW)
+    };
+    assert_eq!(refusal(decide(&owned(), owner("b", 1), 11)).reason, Reason::NodeDraining);
+    assert_eq!(refusal(decide(&owned(), owner("a", 1), 11)).reason, Reason::NodeDraining);
+    assert_eq!(decide(&owned(), owner("a", 1), 10), Ok(Decision::AlreadyAccepted));
+    assert_eq!(decide(&record(handover()), owner("b", 1), 12), Ok(Decision::Wait));
+}
+
+#[test]
+fn a_birth_is_epoch_one_and_needs_an_address_and_a_registered_node() {
+    let policy = SessionPolicy::default();
+    let born = |inner: &[&str], view: &View| {
+        let inner = inner.iter().map(|ip| ip.parse().unwrap()).collect();
+        let request = request(owner("a", 1), 1);
+        birth(SessionId::from_bytes([2; 16]), inner, "l".to_owned(), [9; 16], view, &request, &policy, NOW)
+    };
+    let transition = born(&["10.0.0.1"], &view(false, false)).unwrap();
+    assert_eq!(transition.next.epoch, Epoch(1));
+    assert_eq!(transition.next.phase, Phase::Owned { owner: owner("a", 1) });
+    assert_eq!(transition.next.expires, NOW + 24 * 3_600_000);
+    assert_eq!(transition.conditions, [Condition::Registered(owner("a", 1))]);
+    assert_eq!(born(&[], &view(false, false)).unwrap_err().reason, Reason::AddressPoolExhausted);
+    let unregistered = View { claimant_registered: false, ..view(false, false) };
+    assert_eq!(born(&["10.0.0.1"], &unregistered).unwrap_err().reason, Reason::NodeNotRegistered);
+}
+
+#[test]
+fn cooldown_and_rate_hold_back_a_chosen_switch_exactly_until_retry_after() {
+    let policy = SessionPolicy { switches_per_minute_max: 3, ..SessionPolicy::default() };
+    let mut hot = owned();
+    hot.history[0].since = NOW - 40;
+    let decide = |record: &SessionRecord, now| {
+        arbitrate(record, &view(true, true), &request(owner("b", 1), 11), &policy, now)
+    };
+    let cooling = refusal(decide(&hot, NOW));
+    assert_eq!((cooling.reason, cooling.retry_after), (Reason::SwitchCooldown, Duration::from_millis(60)));
+    assert_eq!(refusal(decide(&hot, NOW + 59)).reason, Reason::SwitchCooldown);
+    assert!(decide(&hot, NOW + 60).is_ok());
+
+    hot.recent_switches = vec![NOW - 50_000, NOW - 20_000, NOW - 40];
+    let limited = refusal(decide(&hot, NOW));
+    assert_eq!((limited.reason, limited.retry_after), (Reason::SwitchRateExceeded, Duration::from_secs(10)));
+    assert_eq!(refusal(decide(&hot, NOW + 9_999)).reason, Reason::SwitchRateExceeded);
+    assert!(decide(&hot, NOW + 10_000).is_ok());
+
+    let none = SessionPolicy { switches_per_minute_max: 0, ..policy };
+    let never = arbitrate(&owned(), &view(true, true), &request(owner("b", 1), 11), &none, NOW);
+    assert_eq!(refusal(never).retry_after, SWITCH_WINDOW);
+}
+
+#[test]
+fn a_client_whose_owner_is_gone_is_never_held_back_by_pace() {
+    let policy = SessionPolicy { switches_per_minute_max: 0, ..SessionPolicy::default() };
+    let mut hot = owned();
+    hot.history[0].since = NOW;
+    hot.recent_switches = vec![NOW; RECENT_SWITCHES_MAX];
+    let outcome = arbitrate(&hot, &view(false, true), &request(owner("b", 1), 11), &policy, NOW);
+    let Ok(Decision::Commit(transition)) = outcome else { panic!("held back: {outcome:?}") };
+    assert_eq!(transition.next.recent_switches, hot.recent_switches, "a forced move was charged");
+    hot.phase = Phase::Released { since: NOW };
+    let outcome = arbitrate(&hot, &view(false, true), &request(owner("b", 1), 11), &policy, NOW);
+    assert!(matches!(outcome, Ok(Decision::Commit(_))), "held back: {outcome:?}");
+}
+
+#[test]
+fn a_waiting_claim_is_replaced_only_after_the_cooldown_unless_its_target_is_dead() {
+    let policy = SessionPolicy::default();
+    let mut waiting = record(handover());
+    if let Phase::Handover { to, .. } = &mut waiting.phase {
+        to.since = NOW - 30;
+    }
+    let decide =
+        |target, now| arbitrate(&waiting, &view(true, target), &request(owner("c", 1), 13), &policy, now);
+    let cooling = refusal(decide(true, NOW));
+    assert_eq!((cooling.reason, cooling.retry_after), (Reason::SwitchCooldown, Duration::from_millis(70)));
+    assert!(matches!(decide(true, NOW + 70), Ok(Decision::Intend(_))));
+    assert!(matches!(decide(false, NOW), Ok(Decision::Intend(_))));
+}
+
+#[test]
+fn a_switch_time_from_a_clock_that_had_jumped_ahead_strands_nobody() {
+    let policy = SessionPolicy { switches_per_minute_max: 1, ..SessionPolicy::default() };
+    let mut skewed = owned();
+    skewed.recent_switches = vec![NOW + 3_600_000];
+    skewed.history[0].since = NOW + 3_600_000;
+    let outcome = arbitrate(&skewed, &view(true, true), &request(owner("b", 1), 11), &policy, NOW);
+    assert!(matches!(outcome, Ok(Decision::Intend(_))), "stranded: {outcome:?}");
+}
+
+#[test]
+fn the_last_epoch_is_the_end_and_not_a_reset() {
+    let mut last = owned();
+    last.epoch = Epoch(u64::MAX);
+    let policy = SessionPolicy::default();
+    let refused = refusal(arbitrate(&last, &view(false, true), &request(owner("b", 1), 11), &policy, NOW));
+    assert_eq!((refused.reason, refused.is_final()), (Reason::AttemptsExceeded, true));
 }
