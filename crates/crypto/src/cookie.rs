@@ -1,10 +1,19 @@
 //! Denial-of-service gates of first messages: `mac1`, the stateless cookie, and the reattach hint
 //! (`docs/protocol.md` §3.4, §6). All derive from the cluster key, so any replica can check what another issued.
 
-use std::net::SocketAddr;
+use core::fmt;
+use std::net::{IpAddr, SocketAddr};
 
+use ring::hmac;
+use subtle::ConstantTimeEq;
+use zeroize::Zeroizing;
+
+use crate::handshake::INIT_LEN;
 use crate::ids::ReceiverIndex;
-use crate::keys::{ClusterPublic, ClusterSecret};
+use crate::keys::{ClusterKeyId, ClusterPublic, ClusterSecret};
+use crate::mac::{MAC_LEN, derive, hmac_full, mac, mac_key};
+use crate::record::Aead;
+use crate::wire::{DatagramType, VERSION};
 
 /// Seconds for which one cookie secret is in use; the previous bucket is accepted too.
 pub const COOKIE_BUCKET_SECONDS: u64 = 120;
@@ -12,9 +21,23 @@ pub const COOKIE_BUCKET_SECONDS: u64 = 120;
 /// Length of a reattach hint token, in bytes.
 pub const HINT_LEN: usize = 16;
 
+/// Length of a `CookieReply`, in bytes.
+pub const COOKIE_REPLY_LEN: usize = 56;
+
+/// Length of a `ReattachHint` datagram, in bytes: shorter than the shortest record.
+pub const HINT_DATAGRAM_LEN: usize = 24;
+
+const MAC1_AT: usize = INIT_LEN - 2 * MAC_LEN;
+const MAC2_AT: usize = INIT_LEN - MAC_LEN;
+const REPLY_HEADER_LEN: usize = 24;
+
 /// Checks first messages; held by every gateway. Constant work, no allocation.
 pub struct Gate {
-    _private: (),
+    key_id: ClusterKeyId,
+    mac1: hmac::Key,
+    reply: hmac::Key,
+    cookie: Zeroizing<[u8; 32]>,
+    hint: Zeroizing<[u8; 32]>,
 }
 
 /// What the gate says of a first message.
@@ -28,37 +51,180 @@ pub enum Admission {
     Cookie,
 }
 
+fn mac1_key(cluster: &ClusterPublic) -> hmac::Key {
+    mac_key(&derive("jumping-vpn mac1 v1", &cluster.0, &[])[..])
+}
+
+fn reply_key(cluster: &ClusterPublic) -> hmac::Key {
+    mac_key(&derive("jumping-vpn cookie reply v1", &cluster.0, &[])[..])
+}
+
+/// Writes `mac1` and `mac2` at the end of an `AttachInit` whose other bytes are complete.
+pub(crate) fn write_macs(cluster: &ClusterPublic, cookie: Option<&[u8; 16]>, init: &mut [u8; INIT_LEN]) {
+    let mac1 = mac(&mac1_key(cluster), &[&init[..MAC1_AT]]);
+    init[MAC1_AT..MAC2_AT].copy_from_slice(&mac1);
+    let mac2 = cookie.map_or([0; MAC_LEN], |cookie| mac(&mac_key(cookie), &[&init[..MAC2_AT]]));
+    init[MAC2_AT..].copy_from_slice(&mac2);
+}
+
+/// An address as the cookie binds it: 16 bytes (IPv4 as a mapped address) and the port.
+fn source_bytes(source: SocketAddr) -> [u8; 18] {
+    let ip = match source.ip().to_canonical() {
+        IpAddr::V4(ip) => ip.to_ipv6_mapped(),
+        IpAddr::V6(ip) => ip,
+    };
+    let mut bytes = [0; 18];
+    bytes[..16].copy_from_slice(&ip.octets());
+    bytes[16..].copy_from_slice(&source.port().to_be_bytes());
+    bytes
+}
+
 impl Gate {
     /// Derives the gate's keys.
-    pub fn new(_cluster: &ClusterSecret) -> Self {
-        todo!()
+    pub fn new(cluster: &ClusterSecret) -> Self {
+        let public = cluster.public();
+        Self {
+            key_id: public.id(),
+            mac1: mac1_key(&public),
+            reply: reply_key(&public),
+            cookie: derive("jumping-vpn cookie v1", cluster.expose(), &[]),
+            hint: derive("jumping-vpn reattach hint v1", cluster.expose(), &[]),
+        }
+    }
+
+    /// The cluster key that this gate belongs to.
+    pub fn key_id(&self) -> ClusterKeyId {
+        self.key_id
     }
 
     /// Judges an `AttachInit` datagram from `source` at `now` (seconds since the Unix epoch).
-    pub fn admit(&self, _datagram: &[u8], _source: SocketAddr, _now: u64) -> Admission {
-        todo!()
+    pub fn admit(&self, datagram: &[u8], source: SocketAddr, now: u64) -> Admission {
+        let Some(init) = self.with_good_mac1(datagram) else { return Admission::BadMac };
+        let shown = &init[MAC2_AT..];
+        if shown == [0; MAC_LEN] {
+            return Admission::NoCookie;
+        }
+        let bucket = now / COOKIE_BUCKET_SECONDS;
+        let valid = [Some(bucket), bucket.checked_sub(1)].into_iter().flatten().any(|bucket| {
+            let expected = mac(&mac_key(&self.cookie(source, bucket)), &[&init[..MAC2_AT]]);
+            expected.ct_eq(shown).into()
+        });
+        if valid { Admission::Cookie } else { Admission::NoCookie }
+    }
+
+    /// The datagram as an `AttachInit` under this gate's key.
+    fn with_good_mac1<'a>(&self, datagram: &'a [u8]) -> Option<&'a [u8; INIT_LEN]> {
+        let init: &[u8; INIT_LEN] = datagram.try_into().ok()?;
+        if init[..2] != [DatagramType::AttachInit as u8, VERSION] || init[4..8] != self.key_id.0 {
+            return None;
+        }
+        let expected = mac(&self.mac1, &[&init[..MAC1_AT]]);
+        bool::from(expected.ct_eq(&init[MAC1_AT..MAC2_AT])).then_some(init)
+    }
+
+    /// The cookie of `source` in a time bucket. Its secret is the same on every replica.
+    fn cookie(&self, source: SocketAddr, bucket: u64) -> [u8; MAC_LEN] {
+        let secret = Zeroizing::new(hmac_full(&mac_key(&self.cookie[..]), &[&bucket.to_be_bytes()]));
+        mac(&mac_key(&secret[..]), &[&source_bytes(source)])
     }
 
     /// Writes a `CookieReply` to `init` into `out`; returns its length. Never longer than `init`.
-    /// `nonce` must be fresh random bytes.
+    /// `nonce` must be fresh random bytes. `None` when `init` fails [`admit`](Self::admit) or `out` is shorter than
+    /// [`COOKIE_REPLY_LEN`].
     pub fn cookie_reply(
         &self,
-        _init: &[u8],
-        _source: SocketAddr,
-        _now: u64,
-        _nonce: [u8; 16],
-        _out: &mut [u8],
+        init: &[u8],
+        source: SocketAddr,
+        now: u64,
+        nonce: [u8; 16],
+        out: &mut [u8],
     ) -> Option<usize> {
-        todo!()
+        let init = self.with_good_mac1(init)?;
+        let out = out.first_chunk_mut::<COOKIE_REPLY_LEN>()?;
+        out[..4].copy_from_slice(&[DatagramType::CookieReply as u8, VERSION, 0, 0]);
+        out[4..8].copy_from_slice(&init[8..12]);
+        out[8..REPLY_HEADER_LEN].copy_from_slice(&nonce);
+        let (header, sealed) = out.split_at_mut(REPLY_HEADER_LEN);
+        let (text, tag) = sealed.split_at_mut(MAC_LEN);
+        text.copy_from_slice(&self.cookie(source, now / COOKIE_BUCKET_SECONDS));
+        let key = cookie_reply_cipher(&self.reply, &nonce, &init[MAC1_AT..MAC2_AT]);
+        let aead = Aead::ChaCha20Poly1305;
+        let sealed_tag = key
+            .seal_in_place_separate_tag(aead.nonce(0), ring::aead::Aad::from(&*header), text)
+            .expect("16 bytes are within the AEAD's length limit");
+        tag.copy_from_slice(sealed_tag.as_ref());
+        Some(COOKIE_REPLY_LEN)
     }
 
     /// The reattach hint token of `index`.
-    pub fn hint(&self, _index: ReceiverIndex) -> [u8; HINT_LEN] {
-        todo!()
+    pub fn hint(&self, index: ReceiverIndex) -> [u8; HINT_LEN] {
+        mac(&mac_key(&self.hint[..]), &[&index.0.to_be_bytes()])
+    }
+
+    /// The `ReattachHint` datagram of `index`.
+    pub fn hint_datagram(&self, index: ReceiverIndex) -> [u8; HINT_DATAGRAM_LEN] {
+        let mut out = [0; HINT_DATAGRAM_LEN];
+        out[..2].copy_from_slice(&[DatagramType::ReattachHint as u8, VERSION]);
+        out[4..8].copy_from_slice(&index.0.to_be_bytes());
+        out[8..].copy_from_slice(&self.hint(index));
+        out
     }
 }
 
+impl fmt::Debug for Gate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Gate({:?})", self.key_id)
+    }
+}
+
+/// A one-use key: bound to the random nonce of the reply and to the message that it answers.
+fn cookie_reply_cipher(reply: &hmac::Key, nonce: &[u8], mac1: &[u8]) -> ring::aead::LessSafeKey {
+    let key = Zeroizing::new(hmac_full(reply, &[nonce, mac1]));
+    let key = ring::aead::UnboundKey::new(Aead::ChaCha20Poly1305.algorithm(), &key[..])
+        .expect("ChaCha20-Poly1305 takes 32-byte keys");
+    ring::aead::LessSafeKey::new(key)
+}
+
 /// Opens a `CookieReply` to the client's own `init`; `None` when it is not a reply to it.
-pub fn open_cookie_reply(_cluster: &ClusterPublic, _init: &[u8], _reply: &[u8]) -> Option<[u8; 16]> {
-    todo!()
+pub fn open_cookie_reply(cluster: &ClusterPublic, init: &[u8], reply: &[u8]) -> Option<[u8; 16]> {
+    let init: &[u8; INIT_LEN] = init.try_into().ok()?;
+    let mut reply: [u8; COOKIE_REPLY_LEN] = reply.try_into().ok()?;
+    if reply[..4] != [DatagramType::CookieReply as u8, VERSION, 0, 0] || reply[4..8] != init[8..12] {
+        return None;
+    }
+    let (header, sealed) = reply.split_at_mut(REPLY_HEADER_LEN);
+    let key = cookie_reply_cipher(&reply_key(cluster), &header[8..], &init[MAC1_AT..MAC2_AT]);
+    let nonce = Aead::ChaCha20Poly1305.nonce(0);
+    let cookie = key.open_in_place(nonce, ring::aead::Aad::from(&*header), sealed).ok()?;
+    (&*cookie).try_into().ok()
+}
+
+/// A parsed `ReattachHint`: the sender does not know `index`. Worth nothing until its token is checked.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct ReattachHint {
+    /// The index that the client's record carried.
+    pub index: ReceiverIndex,
+    token: [u8; HINT_LEN],
+}
+
+impl ReattachHint {
+    /// Parses a `ReattachHint`; `None` when it is not one.
+    pub fn parse(datagram: &[u8]) -> Option<Self> {
+        let datagram: &[u8; HINT_DATAGRAM_LEN] = datagram.try_into().ok()?;
+        let (head, token) = datagram.split_last_chunk::<HINT_LEN>()?;
+        let [kind, VERSION, 0, 0, i0, i1, i2, i3] = head else { return None };
+        (*kind == DatagramType::ReattachHint as u8)
+            .then_some(Self { index: ReceiverIndex(u32::from_be_bytes([*i0, *i1, *i2, *i3])), token: *token })
+    }
+
+    /// True when the hint carries the `token` that the handshake announced. Compares in constant time.
+    pub fn carries(&self, token: &[u8; HINT_LEN]) -> bool {
+        self.token.ct_eq(token).into()
+    }
+}
+
+impl fmt::Debug for ReattachHint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "ReattachHint({:?})", self.index)
+    }
 }

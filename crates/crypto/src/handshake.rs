@@ -9,14 +9,31 @@
 //!   Established ── first sealed record (Confirm) ──▶ Established
 //! ```
 
+use core::fmt;
 use std::net::SocketAddr;
+use std::sync::Arc;
+
+use snow::HandshakeState;
+use zeroize::Zeroizing;
 
 use crate::certificate::{NodeCertificate, NodeClaims, NodeSigner, VerifyError};
-use crate::cookie::HINT_LEN;
+use crate::codec::Reader;
+use crate::cookie::{HINT_LEN, write_macs};
 use crate::entropy::{Entropy, EntropyError};
 use crate::ids::{AttachSeq, AttemptId, DeviceKey, Epoch, ReceiverIndex, SessionId};
 use crate::keys::{ClusterKeyId, ClusterPublic, ClusterSecret, DeviceSecret, GrantVerifier};
-use crate::record::{Aead, OpeningKey, SealingKey};
+use crate::noise::{self, EphemeralSlot};
+use crate::record::{Aead, OpeningKey, RecordKey, SealingKey, TAG_LEN};
+use crate::wire::DatagramType;
+
+mod message;
+#[cfg(test)]
+mod tests;
+
+use message::{
+    INIT_HEADER_LEN, INIT_MACS_AT, INIT_PAYLOAD_LEN, InitHeader, REPLY_HEADER_LEN, REPLY_PAYLOAD_LEN_MAX,
+    ReplyHeader, ReplyPayload,
+};
 
 /// Every `AttachInit` is padded to this length, in bytes, so that no reply is longer than its trigger.
 pub const INIT_LEN: usize = 640;
@@ -46,8 +63,28 @@ impl Suite {
 
     /// The suite that this CPU does faster (AES-GCM where AES and carry-less multiplication are in hardware).
     pub fn preferred() -> Self {
-        todo!()
+        if has_aes_hardware() { Self::AesGcmSha256 } else { Self::ChaChaPolyBlake2s }
     }
+
+    /// The suite of a wire number, if this side knows it.
+    pub(crate) fn from_wire(number: u8) -> Option<Self> {
+        [Self::ChaChaPolyBlake2s, Self::AesGcmSha256].into_iter().find(|suite| *suite as u8 == number)
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+fn has_aes_hardware() -> bool {
+    std::arch::is_x86_feature_detected!("aes") && std::arch::is_x86_feature_detected!("pclmulqdq")
+}
+
+#[cfg(target_arch = "aarch64")]
+fn has_aes_hardware() -> bool {
+    std::arch::is_aarch64_feature_detected!("aes") && std::arch::is_aarch64_feature_detected!("pmull")
+}
+
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+fn has_aes_hardware() -> bool {
+    false
 }
 
 /// What the client asks for; the payload of Noise message 1 (`docs/protocol.md` §3.2).
@@ -94,7 +131,10 @@ pub enum HandshakeError {
 
 /// The client's side between `AttachInit` and `AttachReply`.
 pub struct Initiation {
-    _private: (),
+    noise: HandshakeState,
+    recipe: Recipe,
+    header: InitHeader,
+    finished: bool,
 }
 
 /// Everything the client starts a handshake with.
@@ -113,38 +153,165 @@ pub struct InitiationInput<'a> {
     pub cookie: Option<[u8; 16]>,
 }
 
+/// What message 1 was made of, so that the state after it can be made again.
+struct Recipe {
+    device: Zeroizing<[u8; 32]>,
+    cluster: ClusterPublic,
+    ephemeral: EphemeralSlot,
+    intent: AttachIntent,
+}
+
+impl Recipe {
+    /// Writes Noise message 1 into `message`; returns the state that waits for message 2.
+    fn write(&self, header: &InitHeader, message: &mut [u8]) -> Result<HandshakeState, HandshakeError> {
+        let inputs = noise::Inputs {
+            suite: header.suite,
+            local: &self.device,
+            prologue: &header.prologue(),
+            ephemeral: Arc::clone(&self.ephemeral),
+            psk: None,
+        };
+        let mut noise = noise::initiator(&inputs, &self.cluster.0).map_err(refused)?;
+        let len = noise.write_message(&self.intent.encode(), message).map_err(refused)?;
+        debug_assert_eq!(len, message.len());
+        Ok(noise)
+    }
+}
+
+/// Whatever Noise refuses, the message is not from the expected peer.
+fn refused(_: snow::Error) -> HandshakeError {
+    HandshakeError::Authentication
+}
+
 impl Initiation {
     /// Writes an `AttachInit` of [`INIT_LEN`] bytes into `out` and returns the waiting side.
     ///
     /// # Errors
-    /// [`HandshakeError::Entropy`].
+    /// [`HandshakeError::Entropy`]; [`HandshakeError::Authentication`] when the cluster key is a point of small order.
     pub fn start(
-        _input: &InitiationInput<'_>,
-        _entropy: &mut dyn Entropy,
-        _out: &mut [u8; INIT_LEN],
+        input: &InitiationInput<'_>,
+        entropy: &mut dyn Entropy,
+        out: &mut [u8; INIT_LEN],
     ) -> Result<Self, HandshakeError> {
-        todo!()
+        let header = InitHeader { suite: input.suite, cluster: input.cluster.id(), index: input.index };
+        let recipe = Recipe {
+            device: Zeroizing::new(*input.device.expose()),
+            cluster: *input.cluster,
+            ephemeral: fresh_ephemeral(entropy)?,
+            intent: input.intent.clone(),
+        };
+        out[..INIT_HEADER_LEN].copy_from_slice(&header.encode());
+        let noise = recipe.write(&header, &mut out[INIT_HEADER_LEN..INIT_MACS_AT])?;
+        write_macs(input.cluster, input.cookie.as_ref(), out);
+        Ok(Self { noise, recipe, header, finished: false })
     }
 
     /// The client's index of this handshake; the receiver index of the awaited reply.
     pub fn index(&self) -> ReceiverIndex {
-        todo!()
+        self.header.index
     }
 
     /// Reads an `AttachReply`, verifies the node's certificate and proof, and returns the established keys.
-    /// A refusal leaves the initiation as it was: a forged reply cannot end it.
+    /// A refusal leaves the initiation as it was: a forged reply cannot end it. Success ends it: a second reply finds
+    /// no keys, so no key pair is ever made twice.
     ///
     /// # Errors
     /// [`HandshakeError`].
     pub fn finish(
         &mut self,
-        _reply: &[u8],
-        _verifier: &GrantVerifier,
-        _now: u64,
+        reply: &[u8],
+        verifier: &GrantVerifier,
+        now: u64,
     ) -> Result<(Established, ReplyInfo), HandshakeError> {
-        todo!()
+        if reply.len() > REPLY_LEN_MAX {
+            return Err(HandshakeError::Malformed);
+        }
+        let header = ReplyHeader::decode(reply)?;
+        if header.suite != self.header.suite || header.receiver != self.header.index {
+            return Err(HandshakeError::Malformed);
+        }
+        if self.finished {
+            return Err(HandshakeError::Authentication);
+        }
+        let (clear, rest) = reply.split_at_checked(REPLY_HEADER_LEN).ok_or(HandshakeError::Malformed)?;
+        let (message, proof) =
+            rest.split_at_checked(header.noise_len.into()).ok_or(HandshakeError::Malformed)?;
+        let mut payload = [0; REPLY_PAYLOAD_LEN_MAX];
+        let len = self.noise.read_message(message, &mut payload).map_err(refused)?;
+        // From here on the Noise state has moved: whoever answered knows the cluster key, which alone proves nothing.
+        let outcome = self.read_proof(&header, clear, &payload[..len], proof, verifier, now);
+        match outcome {
+            Ok(_) => self.finished = true,
+            Err(_) => {
+                let mut again = [0; INIT_MACS_AT - INIT_HEADER_LEN];
+                self.noise = self.recipe.write(&self.header, &mut again)?;
+            }
+        }
+        outcome
+    }
+
+    fn read_proof(
+        &mut self,
+        header: &ReplyHeader,
+        clear: &[u8],
+        payload: &[u8],
+        proof: &[u8],
+        verifier: &GrantVerifier,
+        now: u64,
+    ) -> Result<(Established, ReplyInfo), HandshakeError> {
+        let ReplyPayload { hint, roster } = ReplyPayload::decode(payload)?;
+        let mut established =
+            establish(&mut self.noise, header.suite, self.header.index, header.sender, Role::Client);
+        let mut text = [0; PROOF_LEN_MAX];
+        let text = text.get_mut(..proof.len()).ok_or(HandshakeError::Malformed)?;
+        text.copy_from_slice(proof);
+        let text = established
+            .opening
+            .open_detached(PROOF_COUNTER, clear, text)
+            .ok_or(HandshakeError::Authentication)?;
+        let mut reader = Reader::new(text);
+        let certificate_len = usize::from(reader.u16()?);
+        let certificate =
+            NodeCertificate::parse(reader.bytes(certificate_len)?).map_err(HandshakeError::NodeProof)?;
+        let signature = reader.array()?;
+        reader.end()?;
+        let node = certificate.verify(verifier, now).map_err(HandshakeError::NodeProof)?;
+        if !node.proves(&established.handshake_hash, &signature) {
+            return Err(HandshakeError::NodeProof(VerifyError::Signature));
+        }
+        Ok((established, ReplyInfo { node, roster, hint }))
     }
 }
+
+impl fmt::Debug for Initiation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Initiation({:?})", self.header)
+    }
+}
+
+fn fresh_ephemeral(entropy: &mut dyn Entropy) -> Result<EphemeralSlot, EntropyError> {
+    let slot = EphemeralSlot::default();
+    fill_ephemeral(&slot, entropy)?;
+    Ok(slot)
+}
+
+fn fill_ephemeral(slot: &EphemeralSlot, entropy: &mut dyn Entropy) -> Result<(), EntropyError> {
+    let mut key = Zeroizing::new([0; 32]);
+    entropy.fill(&mut key[..])?;
+    // A slot that is full already keeps its key; the caller passes a fresh one.
+    let _ = slot.set(key);
+    Ok(())
+}
+
+/// The counter of the responder's key that seals its node proof; its records go on from the next one.
+const PROOF_COUNTER: u64 = 0;
+/// The longest sealed node proof: length, certificate, signature, tag.
+const PROOF_LEN_MAX: usize = 2 + NodeCertificate::LEN_MAX + 64 + TAG_LEN;
+
+const _: () = assert!(
+    REPLY_HEADER_LEN + 32 + REPLY_PAYLOAD_LEN_MAX + 16 + PROOF_LEN_MAX <= REPLY_LEN_MAX,
+    "the longest reply must fit"
+);
 
 /// What the gateway told the client in its reply.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -158,6 +325,7 @@ pub struct ReplyInfo {
 }
 
 /// A finished handshake: fresh keys for one attach.
+#[derive(Debug)]
 pub struct Established {
     /// Seals records to the peer.
     pub sealing: SealingKey,
@@ -171,66 +339,174 @@ pub struct Established {
     pub peer_index: ReceiverIndex,
 }
 
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Role {
+    Client,
+    Gateway,
+}
+
+/// Splits a finished Noise state into record keys.
+fn establish(
+    noise: &mut HandshakeState,
+    suite: Suite,
+    own_index: ReceiverIndex,
+    peer_index: ReceiverIndex,
+    role: Role,
+) -> Established {
+    let (to_gateway, to_client) = noise.dangerously_get_raw_split();
+    let key = |raw| RecordKey::new(suite.aead(), Zeroizing::new(raw));
+    let (sealing, opening, first) = match role {
+        // The gateway's first counter went into the node proof: a client takes no record with it.
+        Role::Client => (key(to_gateway), key(to_client), PROOF_COUNTER + 1),
+        Role::Gateway => (key(to_client), key(to_gateway), 0),
+    };
+    let mut handshake_hash = [0; 32];
+    handshake_hash.copy_from_slice(noise.get_handshake_hash());
+    Established {
+        sealing: SealingKey::new(sealing, DatagramType::Record, peer_index),
+        opening: OpeningKey::new(opening, DatagramType::Record, own_index, first),
+        handshake_hash,
+        own_index,
+        peer_index,
+    }
+}
+
 /// The gateways' side: answers first messages under the cluster's keys.
 pub struct Responder {
-    _private: (),
+    cluster: Vec<(ClusterKeyId, ClusterSecret)>,
+    certificate: NodeCertificate,
+    signer: NodeSigner,
 }
 
 impl Responder {
     /// Answers under any of `cluster` (current, next, retiring), with `certificate` and its `signer`.
-    pub fn new(_cluster: Vec<ClusterSecret>, _certificate: NodeCertificate, _signer: NodeSigner) -> Self {
-        todo!()
+    pub fn new(cluster: Vec<ClusterSecret>, certificate: NodeCertificate, signer: NodeSigner) -> Self {
+        let cluster = cluster.into_iter().map(|secret| (secret.public().id(), secret)).collect();
+        Self { cluster, certificate, signer }
     }
 
     /// Replaces the node certificate (same signing key), as it is renewed before it ends.
-    pub fn set_certificate(&mut self, _certificate: NodeCertificate) {
-        todo!()
+    pub fn set_certificate(&mut self, certificate: NodeCertificate) {
+        self.certificate = certificate;
     }
 
     /// The cluster keys it answers under.
     pub fn cluster_keys(&self) -> Vec<ClusterKeyId> {
-        todo!()
+        self.cluster.iter().map(|(id, _)| *id).collect()
     }
 
     /// Reads an `AttachInit`. Changes no state; the caller has asked [`crate::cookie::Gate`] first.
     ///
     /// # Errors
     /// [`HandshakeError`].
-    pub fn read_init(&self, _datagram: &[u8]) -> Result<PendingReply, HandshakeError> {
-        todo!()
+    pub fn read_init(&self, datagram: &[u8]) -> Result<PendingReply, HandshakeError> {
+        let datagram: &[u8; INIT_LEN] = datagram.try_into().map_err(|_| HandshakeError::Malformed)?;
+        let header = InitHeader::decode(datagram)?;
+        let (_, secret) = self
+            .cluster
+            .iter()
+            .find(|(id, _)| *id == header.cluster)
+            .ok_or(HandshakeError::UnknownClusterKey)?;
+        let ephemeral = EphemeralSlot::default();
+        let inputs = noise::Inputs {
+            suite: header.suite,
+            local: secret.expose(),
+            prologue: &header.prologue(),
+            ephemeral: Arc::clone(&ephemeral),
+            psk: None,
+        };
+        let mut noise = noise::responder(&inputs).map_err(refused)?;
+        let mut payload = [0; INIT_PAYLOAD_LEN];
+        noise.read_message(&datagram[INIT_HEADER_LEN..INIT_MACS_AT], &mut payload).map_err(refused)?;
+        let device = noise.get_remote_static().and_then(|key| key.try_into().ok()).map(DeviceKey::from_bytes);
+        Ok(PendingReply {
+            device: device.ok_or(HandshakeError::Authentication)?,
+            intent: AttachIntent::decode(&payload)?,
+            noise,
+            ephemeral,
+            header,
+        })
+    }
+}
+
+impl fmt::Debug for Responder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Responder({:?})", self.cluster_keys())
     }
 }
 
 /// A decrypted `AttachInit` that waits for its answer.
 pub struct PendingReply {
-    _private: (),
+    noise: HandshakeState,
+    ephemeral: EphemeralSlot,
+    header: InitHeader,
+    device: DeviceKey,
+    intent: AttachIntent,
 }
 
 impl PendingReply {
     /// The device whose static key made the message.
     pub fn device(&self) -> DeviceKey {
-        todo!()
+        self.device
     }
 
     /// What the client asks for.
     pub fn intent(&self) -> &AttachIntent {
-        todo!()
+        &self.intent
+    }
+
+    /// The suite that the client chose.
+    pub fn suite(&self) -> Suite {
+        self.header.suite
     }
 
     /// Writes an `AttachReply` into `out` and returns its length with the keys. `index` is this node's index of the
     /// session, `hint` its reattach hint, `roster` at most [`ROSTER_MAX`] addresses (more are left out).
     ///
     /// # Errors
-    /// [`HandshakeError::Entropy`].
+    /// [`HandshakeError::Entropy`]; [`HandshakeError::Authentication`] when the client's ephemeral key is a point of
+    /// small order.
     pub fn write_reply(
-        self,
-        _responder: &Responder,
-        _index: ReceiverIndex,
-        _hint: [u8; HINT_LEN],
-        _roster: &[SocketAddr],
-        _entropy: &mut dyn Entropy,
-        _out: &mut [u8; REPLY_LEN_MAX],
+        mut self,
+        responder: &Responder,
+        index: ReceiverIndex,
+        hint: [u8; HINT_LEN],
+        roster: &[SocketAddr],
+        entropy: &mut dyn Entropy,
+        out: &mut [u8; REPLY_LEN_MAX],
     ) -> Result<(usize, Established), HandshakeError> {
-        todo!()
+        fill_ephemeral(&self.ephemeral, entropy)?;
+        let payload = ReplyPayload { hint, roster: roster.to_vec() }.encode();
+        let body = &mut out[REPLY_HEADER_LEN..];
+        let noise_len = self.noise.write_message(&payload, body).map_err(refused)?;
+        let (suite, client) = (self.header.suite, self.header.index);
+        let header = ReplyHeader {
+            suite,
+            receiver: client,
+            sender: index,
+            noise_len: u16::try_from(noise_len).expect("a reply is shorter than 64 KiB"),
+        }
+        .encode();
+
+        let mut established = establish(&mut self.noise, suite, index, client, Role::Gateway);
+        let certificate = responder.certificate.as_bytes();
+        let signature = responder.signer.sign_handshake(&established.handshake_hash);
+        let proof_len = 2 + certificate.len() + signature.len();
+        let (text, rest) = body[noise_len..].split_at_mut(proof_len);
+        text[..2].copy_from_slice(
+            &u16::try_from(certificate.len()).expect("a certificate has at most 256 bytes").to_be_bytes(),
+        );
+        text[2..2 + certificate.len()].copy_from_slice(certificate);
+        text[2 + certificate.len()..].copy_from_slice(&signature);
+        let tag = established.sealing.seal_detached(&header, text).expect("a new key is far from its limit");
+        rest[..TAG_LEN].copy_from_slice(&tag);
+        out[..REPLY_HEADER_LEN].copy_from_slice(&header);
+        Ok((REPLY_HEADER_LEN + noise_len + proof_len + TAG_LEN, established))
+    }
+}
+
+impl fmt::Debug for PendingReply {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "PendingReply({:?}, {:?})", self.device, self.intent)
     }
 }

@@ -2,6 +2,12 @@
 
 use core::fmt;
 
+use ring::digest::{SHA256, digest};
+use ring::signature::{ED25519, Ed25519KeyPair, KeyPair, UnparsedPublicKey};
+use x25519_dalek::{PublicKey, StaticSecret};
+use zeroize::Zeroizing;
+
+use crate::certificate::VerifyError;
 use crate::entropy::{Entropy, EntropyError};
 use crate::ids::DeviceKey;
 
@@ -13,33 +19,74 @@ pub struct ClusterKeyId(pub [u8; 4]);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct GrantKeyId(pub [u8; 4]);
 
-/// A device's X25519 key pair. Erased on drop; never printed.
-pub struct DeviceSecret {
-    _private: (),
+fn short_id(public: &[u8; 32]) -> [u8; 4] {
+    let hash = digest(&SHA256, public);
+    let mut id = [0; 4];
+    id.copy_from_slice(&hash.as_ref()[..4]);
+    id
 }
+
+/// An X25519 private key, erased on drop, with its public half.
+pub(crate) struct DhSecret {
+    secret: StaticSecret,
+    public: [u8; 32],
+}
+
+impl DhSecret {
+    pub(crate) fn from_bytes(bytes: [u8; 32]) -> Self {
+        let bytes = Zeroizing::new(bytes);
+        let secret = StaticSecret::from(*bytes);
+        let public = PublicKey::from(&secret).to_bytes();
+        Self { secret, public }
+    }
+
+    pub(crate) fn generate(entropy: &mut dyn Entropy) -> Result<Self, EntropyError> {
+        let mut bytes = Zeroizing::new([0; 32]);
+        entropy.fill(&mut bytes[..])?;
+        Ok(Self::from_bytes(*bytes))
+    }
+
+    pub(crate) fn public(&self) -> &[u8; 32] {
+        &self.public
+    }
+
+    pub(crate) fn expose(&self) -> &[u8; 32] {
+        self.secret.as_bytes()
+    }
+
+    /// The shared secret, or `None` when `peer` is a point of small order: then the secret would not depend on
+    /// this key (RFC 7748 §6.1).
+    pub(crate) fn agree(&self, peer: &[u8; 32]) -> Option<Zeroizing<[u8; 32]>> {
+        let shared = self.secret.diffie_hellman(&PublicKey::from(*peer));
+        shared.was_contributory().then(|| Zeroizing::new(shared.to_bytes()))
+    }
+}
+
+/// A device's X25519 key pair. Erased on drop; never printed.
+pub struct DeviceSecret(DhSecret);
 
 impl DeviceSecret {
     /// Makes a key pair.
     ///
     /// # Errors
     /// When the generator refuses.
-    pub fn generate(_entropy: &mut dyn Entropy) -> Result<Self, EntropyError> {
-        todo!()
+    pub fn generate(entropy: &mut dyn Entropy) -> Result<Self, EntropyError> {
+        DhSecret::generate(entropy).map(Self)
     }
 
     /// Restores a key pair from its private half.
-    pub fn from_bytes(_bytes: [u8; 32]) -> Self {
-        todo!()
+    pub fn from_bytes(bytes: [u8; 32]) -> Self {
+        Self(DhSecret::from_bytes(bytes))
     }
 
     /// The private half, for the device's own key file.
     pub fn expose(&self) -> &[u8; 32] {
-        todo!()
+        self.0.expose()
     }
 
     /// The public half.
     pub fn public(&self) -> DeviceKey {
-        todo!()
+        DeviceKey::from_bytes(*self.0.public())
     }
 }
 
@@ -51,9 +98,7 @@ impl fmt::Debug for DeviceSecret {
 
 /// The cluster handshake key with everything derived from it: cookie secrets, hint tokens and the MAC of first messages.
 /// Gateways hold it in memory only.
-pub struct ClusterSecret {
-    _private: (),
-}
+pub struct ClusterSecret(DhSecret);
 
 /// The public half of a cluster handshake key, as clients hold it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -62,7 +107,7 @@ pub struct ClusterPublic(pub [u8; 32]);
 impl ClusterPublic {
     /// Its name on the wire.
     pub fn id(&self) -> ClusterKeyId {
-        todo!()
+        ClusterKeyId(short_id(&self.0))
     }
 }
 
@@ -71,23 +116,23 @@ impl ClusterSecret {
     ///
     /// # Errors
     /// When the generator refuses.
-    pub fn generate(_entropy: &mut dyn Entropy) -> Result<Self, EntropyError> {
-        todo!()
+    pub fn generate(entropy: &mut dyn Entropy) -> Result<Self, EntropyError> {
+        DhSecret::generate(entropy).map(Self)
     }
 
     /// Restores it from its private half.
-    pub fn from_bytes(_bytes: [u8; 32]) -> Self {
-        todo!()
+    pub fn from_bytes(bytes: [u8; 32]) -> Self {
+        Self(DhSecret::from_bytes(bytes))
     }
 
     /// The private half: control stores it, and hands it to gateways over mTLS.
     pub fn expose(&self) -> &[u8; 32] {
-        todo!()
+        self.0.expose()
     }
 
     /// The public half.
     pub fn public(&self) -> ClusterPublic {
-        todo!()
+        ClusterPublic(*self.0.public())
     }
 }
 
@@ -103,51 +148,123 @@ impl fmt::Debug for ClusterSecret {
     }
 }
 
-/// Control's Ed25519 key for grants and node certificates.
-pub struct GrantSigner {
-    _private: (),
+/// An Ed25519 key pair made from a seed. The seed is erased on drop, and the expanded key overwritten.
+pub(crate) struct SigningPair {
+    seed: Zeroizing<[u8; 32]>,
+    pair: Ed25519KeyPair,
 }
+
+fn expand_seed(seed: &[u8; 32]) -> Ed25519KeyPair {
+    Ed25519KeyPair::from_seed_unchecked(seed).expect("every 32-byte string is an Ed25519 seed")
+}
+
+impl SigningPair {
+    pub(crate) fn from_seed(seed: &[u8; 32]) -> Self {
+        Self { pair: expand_seed(seed), seed: Zeroizing::new(*seed) }
+    }
+
+    pub(crate) fn generate(entropy: &mut dyn Entropy) -> Result<Self, EntropyError> {
+        let mut seed = Zeroizing::new([0; 32]);
+        entropy.fill(&mut seed[..])?;
+        Ok(Self::from_seed(&seed))
+    }
+
+    pub(crate) fn public(&self) -> [u8; 32] {
+        let mut public = [0; 32];
+        public.copy_from_slice(self.pair.public_key().as_ref());
+        public
+    }
+
+    pub(crate) fn sign(&self, message: &[u8]) -> [u8; 64] {
+        let mut signature = [0; 64];
+        signature.copy_from_slice(self.pair.sign(message).as_ref());
+        signature
+    }
+}
+
+impl Drop for SigningPair {
+    fn drop(&mut self) {
+        // ring offers no erasure: write another key over this one, and keep the optimiser from dropping the write.
+        self.pair = expand_seed(&[0; 32]);
+        core::hint::black_box(&self.pair);
+    }
+}
+
+/// Verifies an Ed25519 signature of `message` by `key`.
+pub(crate) fn signature_is_good(key: &[u8; 32], message: &[u8], signature: &[u8; 64]) -> bool {
+    UnparsedPublicKey::new(&ED25519, key).verify(message, signature).is_ok()
+}
+
+/// Control's Ed25519 key for grants and node certificates.
+pub struct GrantSigner(SigningPair);
 
 impl GrantSigner {
     /// Makes a key from a fresh 32-byte seed.
     ///
     /// # Errors
     /// When the generator refuses.
-    pub fn generate(_entropy: &mut dyn Entropy) -> Result<Self, EntropyError> {
-        todo!()
+    pub fn generate(entropy: &mut dyn Entropy) -> Result<Self, EntropyError> {
+        SigningPair::generate(entropy).map(Self)
     }
 
     /// Restores it from its seed.
-    pub fn from_seed(_seed: &[u8; 32]) -> Self {
-        todo!()
+    pub fn from_seed(seed: &[u8; 32]) -> Self {
+        Self(SigningPair::from_seed(seed))
     }
 
     /// The seed, for control's key store.
     pub fn expose_seed(&self) -> &[u8; 32] {
-        todo!()
+        &self.0.seed
     }
 
     /// The public half.
     pub fn public(&self) -> [u8; 32] {
-        todo!()
+        self.0.public()
+    }
+
+    /// Its name in what it signs.
+    pub fn id(&self) -> GrantKeyId {
+        GrantKeyId(short_id(&self.public()))
+    }
+
+    pub(crate) fn sign(&self, message: &[u8]) -> [u8; 64] {
+        self.0.sign(message)
     }
 }
 
 impl fmt::Debug for GrantSigner {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("GrantSigner")
+        write!(f, "GrantSigner({:?})", self.id())
     }
 }
 
 /// The grant keys that a client or gateway accepts (current, next and retiring).
 #[derive(Debug, Clone, Default)]
 pub struct GrantVerifier {
-    _private: (),
+    keys: Vec<(GrantKeyId, [u8; 32])>,
 }
 
 impl GrantVerifier {
     /// Accepts signatures by any of `keys` (Ed25519 public keys).
-    pub fn new(_keys: &[[u8; 32]]) -> Self {
-        todo!()
+    pub fn new(keys: &[[u8; 32]]) -> Self {
+        Self { keys: keys.iter().map(|key| (GrantKeyId(short_id(key)), *key)).collect() }
+    }
+
+    /// Verifies `signature` of `message` by the key named `id`.
+    pub(crate) fn verify(
+        &self,
+        id: GrantKeyId,
+        message: &[u8],
+        signature: &[u8; 64],
+    ) -> Result<(), VerifyError> {
+        let mut known = false;
+        // Ids are short: two accepted keys may share one, so every key of that name is tried.
+        for (_, key) in self.keys.iter().filter(|(name, _)| *name == id) {
+            known = true;
+            if signature_is_good(key, message, signature) {
+                return Ok(());
+            }
+        }
+        Err(if known { VerifyError::Signature } else { VerifyError::UnknownKey })
     }
 }

@@ -7,13 +7,19 @@
 #![forbid(unsafe_code)]
 
 pub mod certificate;
+mod codec;
 pub mod cookie;
 pub mod entropy;
 pub mod grant;
 pub mod handshake;
 pub mod ids;
 pub mod keys;
+mod mac;
 pub mod mesh;
+mod noise;
 pub mod record;
 pub mod replay_window;
+mod statement;
+#[cfg(test)]
+mod testing;
 pub mod wire;

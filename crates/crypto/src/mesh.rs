@@ -2,21 +2,30 @@
 //!
 //! Each worker makes an X25519 mesh key at start, in memory only, and registers the public half with control. A link's
 //! two record keys come from HKDF over the static-static secret, bound to both incarnations and the direction, so no
-//! handshake is needed and no (key, nonce) pair outlives a worker.
+//! handshake is needed and no (key, nonce) pair outlives a worker. For the same reason a link's keys are handed out
+//! once: deriving them again would start the counters again.
+
+use core::fmt;
+use std::collections::BTreeSet;
 
 use crate::entropy::{Entropy, EntropyError};
-use crate::ids::{Incarnation, NodeNumber};
-use crate::record::{OpeningKey, SealingKey};
+use crate::ids::{Incarnation, NodeNumber, ReceiverIndex};
+use crate::keys::DhSecret;
+use crate::mac::derive;
+use crate::record::{Aead, OpeningKey, RecordKey, SealingKey};
+use crate::wire::DatagramType;
 
 /// A worker's mesh key. Erased on drop.
 pub struct MeshSecret {
-    _private: (),
+    secret: DhSecret,
+    linked: BTreeSet<(MeshEnd, MeshEnd)>,
 }
 
 /// One end of a link, as registered with control.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct MeshEnd {
-    /// The node's number: the receiver index of records to it is this number with local part 0.
+    /// The node's number: the receiver index of records *from* it is this number with local part 0, so that their
+    /// receiver finds the link.
     pub number: NodeNumber,
     /// The node's run.
     pub incarnation: Incarnation,
@@ -24,22 +33,70 @@ pub struct MeshEnd {
     pub public: [u8; 32],
 }
 
+impl MeshEnd {
+    fn bytes(&self) -> [u8; 42] {
+        let mut bytes = [0; 42];
+        bytes[..2].copy_from_slice(&self.number.0.to_be_bytes());
+        bytes[2..10].copy_from_slice(&self.incarnation.0.to_be_bytes());
+        bytes[10..].copy_from_slice(&self.public);
+        bytes
+    }
+}
+
+/// A link's keys cannot be made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum LinkError {
+    /// The peer's public key is a point of small order.
+    #[error("the peer's mesh key is degenerate")]
+    DegenerateKey,
+    /// The peer is this worker itself, or `own` names another key than this one.
+    #[error("a mesh link needs two different ends, one of them this worker")]
+    WrongEnds,
+    /// The keys of this link were handed out before. Keep them for as long as the peer's incarnation lives.
+    #[error("the keys of this mesh link were already handed out")]
+    AlreadyLinked,
+}
+
 impl MeshSecret {
     /// Makes a key.
     ///
     /// # Errors
     /// When the generator refuses.
-    pub fn generate(_entropy: &mut dyn Entropy) -> Result<Self, EntropyError> {
-        todo!()
+    pub fn generate(entropy: &mut dyn Entropy) -> Result<Self, EntropyError> {
+        Ok(Self { secret: DhSecret::generate(entropy)?, linked: BTreeSet::new() })
     }
 
     /// The public half.
     pub fn public(&self) -> [u8; 32] {
-        todo!()
+        *self.secret.public()
     }
 
-    /// Derives the keys of the link between `own` and `peer`. `None` when the peer's key is degenerate.
-    pub fn link(&self, _own: &MeshEnd, _peer: &MeshEnd) -> Option<(SealingKey, OpeningKey)> {
-        todo!()
+    /// Derives the keys of the link between `own` and `peer`, once.
+    ///
+    /// # Errors
+    /// [`LinkError`].
+    pub fn link(&mut self, own: &MeshEnd, peer: &MeshEnd) -> Result<(SealingKey, OpeningKey), LinkError> {
+        if own.public != *self.secret.public() || peer.public == own.public || peer.number == own.number {
+            return Err(LinkError::WrongEnds);
+        }
+        let shared = self.secret.agree(&peer.public).ok_or(LinkError::DegenerateKey)?;
+        if !self.linked.insert((*own, *peer)) {
+            return Err(LinkError::AlreadyLinked);
+        }
+        let key = |from: &MeshEnd, to: &MeshEnd| {
+            let raw = derive("jumping-vpn mesh link v1", &shared[..], &[&from.bytes(), &to.bytes()]);
+            RecordKey::new(Aead::ChaCha20Poly1305, raw)
+        };
+        let index = |from: &MeshEnd| ReceiverIndex::of_node(from.number, 0);
+        Ok((
+            SealingKey::new(key(own, peer), DatagramType::Mesh, index(own)),
+            OpeningKey::new(key(peer, own), DatagramType::Mesh, index(peer), 0),
+        ))
+    }
+}
+
+impl fmt::Debug for MeshSecret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "MeshSecret({} links)", self.linked.len())
     }
 }

@@ -1,5 +1,8 @@
 //! Datagram types on the client-facing socket (`docs/protocol.md` §2).
 
+/// The protocol version that every message names.
+pub const VERSION: u8 = 1;
+
 /// What the first byte of a datagram says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]

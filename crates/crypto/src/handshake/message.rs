@@ -1,0 +1,212 @@
+//! The layouts of `AttachInit` and `AttachReply` (`docs/protocol.md` §3).
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use super::{AttachIntent, HandshakeError, INIT_LEN, ROSTER_MAX, Suite};
+use crate::codec::{Malformed, Reader};
+use crate::cookie::HINT_LEN;
+use crate::ids::{AttachSeq, AttemptId, Epoch, ReceiverIndex, SessionId};
+use crate::keys::ClusterKeyId;
+use crate::wire::{DatagramType, VERSION};
+
+/// Bytes before Noise message 1.
+pub(super) const INIT_HEADER_LEN: usize = 12;
+/// Where Noise message 1 ends and `mac1` begins.
+pub(super) const INIT_MACS_AT: usize = INIT_LEN - 32;
+/// The payload of Noise message 1: what is left after the ephemeral key, the sealed static key and the tag.
+pub(super) const INIT_PAYLOAD_LEN: usize = INIT_MACS_AT - INIT_HEADER_LEN - 32 - (32 + 16) - 16;
+/// Bytes before Noise message 2.
+pub(super) const REPLY_HEADER_LEN: usize = 16;
+/// The longest payload of Noise message 2.
+pub(super) const REPLY_PAYLOAD_LEN_MAX: usize = 2 + HINT_LEN + ROSTER_MAX * ADDRESS_LEN;
+
+const PROLOGUE: &[u8; 22] = b"jumping-vpn attach v1\0";
+const PAYLOAD_VERSION: u8 = 1;
+const ADDRESS_LEN: usize = 19;
+const FLAG_SESSION: u8 = 1;
+const FLAG_REKEY: u8 = 2;
+
+/// The clear part of an `AttachInit`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct InitHeader {
+    pub(super) suite: Suite,
+    pub(super) cluster: ClusterKeyId,
+    pub(super) index: ReceiverIndex,
+}
+
+impl InitHeader {
+    // protocol.md §3.1
+    pub(super) fn encode(&self) -> [u8; INIT_HEADER_LEN] {
+        let mut out = [0; INIT_HEADER_LEN];
+        out[..4].copy_from_slice(&[DatagramType::AttachInit as u8, VERSION, self.suite as u8, 0]);
+        out[4..8].copy_from_slice(&self.cluster.0);
+        out[8..].copy_from_slice(&self.index.0.to_be_bytes());
+        out
+    }
+
+    pub(super) fn decode(datagram: &[u8; INIT_LEN]) -> Result<Self, HandshakeError> {
+        let mut reader = Reader::new(datagram);
+        reader.expect(DatagramType::AttachInit as u8)?;
+        reader.expect(VERSION)?;
+        let suite = Suite::from_wire(reader.u8()?).ok_or(HandshakeError::UnsupportedSuite)?;
+        reader.expect(0)?;
+        Ok(Self { suite, cluster: ClusterKeyId(reader.array()?), index: ReceiverIndex(reader.u32()?) })
+    }
+
+    /// The Noise prologue: both sides must agree on every byte of the header, the version, suite and cluster key
+    /// id among them (protocol.md §3.3).
+    pub(super) fn prologue(&self) -> [u8; PROLOGUE.len() + INIT_HEADER_LEN] {
+        let mut out = [0; PROLOGUE.len() + INIT_HEADER_LEN];
+        let (label, header) = out.split_at_mut(PROLOGUE.len());
+        label.copy_from_slice(PROLOGUE);
+        header.copy_from_slice(&self.encode());
+        out
+    }
+}
+
+impl AttachIntent {
+    // protocol.md §3.2
+    pub(super) fn encode(&self) -> [u8; INIT_PAYLOAD_LEN] {
+        let mut out = [0; INIT_PAYLOAD_LEN];
+        out[0] = PAYLOAD_VERSION;
+        out[1] =
+            if self.session.is_some() { FLAG_SESSION } else { 0 } | if self.rekey { FLAG_REKEY } else { 0 };
+        out[2..4].copy_from_slice(&self.reason.to_be_bytes());
+        out[4..8].copy_from_slice(&self.capabilities.to_be_bytes());
+        out[8..24].copy_from_slice(&self.session.map_or([0; 16], SessionId::to_bytes));
+        out[24..32].copy_from_slice(&self.attach_seq.0.to_be_bytes());
+        out[32..40].copy_from_slice(&self.last_epoch.0.to_be_bytes());
+        out[40..56].copy_from_slice(&self.attempt.to_bytes());
+        out
+    }
+
+    pub(super) fn decode(payload: &[u8]) -> Result<Self, Malformed> {
+        let mut reader = Reader::new(payload);
+        reader.expect(PAYLOAD_VERSION)?;
+        let flags = reader.u8()?;
+        if flags & !(FLAG_SESSION | FLAG_REKEY) != 0 {
+            return Err(Malformed);
+        }
+        let reason = reader.u16()?;
+        let capabilities = reader.u32()?;
+        let session: [u8; 16] = reader.array()?;
+        let attach_seq = AttachSeq(reader.u64()?);
+        let last_epoch = Epoch(reader.u64()?);
+        let attempt = AttemptId::from_bytes(reader.array()?);
+        reader.zeros_to_end()?;
+        let session = match flags & FLAG_SESSION != 0 {
+            true => Some(SessionId::from_bytes(session)),
+            false if session == [0; 16] => None,
+            false => return Err(Malformed),
+        };
+        Ok(Self {
+            session,
+            attach_seq,
+            attempt,
+            last_epoch,
+            reason,
+            capabilities,
+            rekey: flags & FLAG_REKEY != 0,
+        })
+    }
+}
+
+/// The clear part of an `AttachReply`; additional data of the sealed node proof.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct ReplyHeader {
+    pub(super) suite: Suite,
+    pub(super) receiver: ReceiverIndex,
+    pub(super) sender: ReceiverIndex,
+    pub(super) noise_len: u16,
+}
+
+impl ReplyHeader {
+    // protocol.md §3.5
+    pub(super) fn encode(&self) -> [u8; REPLY_HEADER_LEN] {
+        let mut out = [0; REPLY_HEADER_LEN];
+        out[..4].copy_from_slice(&[DatagramType::AttachReply as u8, VERSION, self.suite as u8, 0]);
+        out[4..8].copy_from_slice(&self.receiver.0.to_be_bytes());
+        out[8..12].copy_from_slice(&self.sender.0.to_be_bytes());
+        out[12..14].copy_from_slice(&self.noise_len.to_be_bytes());
+        out
+    }
+
+    pub(super) fn decode(datagram: &[u8]) -> Result<Self, HandshakeError> {
+        let mut reader = Reader::new(datagram);
+        reader.expect(DatagramType::AttachReply as u8)?;
+        reader.expect(VERSION)?;
+        let suite = Suite::from_wire(reader.u8()?).ok_or(HandshakeError::UnsupportedSuite)?;
+        reader.expect(0)?;
+        let receiver = ReceiverIndex(reader.u32()?);
+        let sender = ReceiverIndex(reader.u32()?);
+        let noise_len = reader.u16()?;
+        reader.expect(0)?;
+        reader.expect(0)?;
+        Ok(Self { suite, receiver, sender, noise_len })
+    }
+}
+
+/// The payload of Noise message 2.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct ReplyPayload {
+    pub(super) hint: [u8; HINT_LEN],
+    pub(super) roster: Vec<SocketAddr>,
+}
+
+impl ReplyPayload {
+    // protocol.md §3.6
+    pub(super) fn encode(&self) -> Vec<u8> {
+        let mut out = Vec::with_capacity(REPLY_PAYLOAD_LEN_MAX);
+        out.extend_from_slice(&[PAYLOAD_VERSION, 0]);
+        out.extend_from_slice(&self.hint);
+        for address in self.roster.iter().filter(|address| is_reachable(address)).take(ROSTER_MAX) {
+            out[1] += 1;
+            let (family, ip) = match address.ip() {
+                IpAddr::V4(ip) => (4, ip.to_ipv6_mapped()),
+                IpAddr::V6(ip) => (6, ip),
+            };
+            out.push(family);
+            out.extend_from_slice(&ip.octets());
+            out.extend_from_slice(&address.port().to_be_bytes());
+        }
+        out
+    }
+
+    pub(super) fn decode(payload: &[u8]) -> Result<Self, Malformed> {
+        let mut reader = Reader::new(payload);
+        reader.expect(PAYLOAD_VERSION)?;
+        let count = usize::from(reader.u8()?);
+        if count > ROSTER_MAX {
+            return Err(Malformed);
+        }
+        let hint = reader.array()?;
+        let roster = (0..count).map(|_| read_address(&mut reader)).collect::<Result<_, _>>()?;
+        reader.end()?;
+        Ok(Self { hint, roster })
+    }
+}
+
+fn read_address(reader: &mut Reader<'_>) -> Result<SocketAddr, Malformed> {
+    let family = reader.u8()?;
+    let ip = Ipv6Addr::from(reader.array::<16>()?);
+    let port = reader.u16()?;
+    let ip = match family {
+        4 => IpAddr::V4(ip.to_ipv4_mapped().ok_or(Malformed)?),
+        6 => IpAddr::V6(ip),
+        _ => return Err(Malformed),
+    };
+    let address = SocketAddr::new(ip, port);
+    if is_reachable(&address) { Ok(address) } else { Err(Malformed) }
+}
+
+/// False for addresses that no gateway can have.
+fn is_reachable(address: &SocketAddr) -> bool {
+    let ip = address.ip();
+    address.port() != 0 && !ip.is_unspecified() && !ip.is_multicast() && ip != IpAddr::V4(Ipv4Addr::BROADCAST)
+}
+
+impl From<Malformed> for HandshakeError {
+    fn from(_: Malformed) -> Self {
+        Self::Malformed
+    }
+}
