@@ -5,6 +5,9 @@
 pub mod batch;
 pub mod clock;
 pub mod health;
+pub mod network;
 pub mod poll;
+#[expect(unsafe_code, reason = "batched socket calls and TUN ioctls have no safe wrapper; they are all here")]
+mod sys;
 pub mod tun;
 pub mod udp;
