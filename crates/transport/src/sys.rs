@@ -90,7 +90,7 @@ pub(crate) fn receive_messages(
         header.msg_hdr.msg_iov = vector;
         header.msg_hdr.msg_iovlen = 1;
         header.msg_hdr.msg_control = controls[i].as_mut_ptr().cast();
-        header.msg_hdr.msg_controllen = mem::size_of::<ReceiveControl>() as _;
+        header.msg_hdr.msg_controllen = mem::size_of::<ReceiveControl>();
     }
     // SAFETY: the first `count` headers were written above; each points to a name, a control area and an I/O vector
     // in arrays that outlive the call, and each vector to its own `stride` bytes of `buffers`, borrowed mutably here.
@@ -112,7 +112,7 @@ pub(crate) fn receive_messages(
         let header = unsafe { headers[i].assume_init_ref() };
         // SAFETY: initialised above, and the kernel only wrote integers into it.
         let name = unsafe { names[i].assume_init_ref() };
-        let control_len = (header.msg_hdr.msg_controllen as usize).min(mem::size_of::<ReceiveControl>());
+        let control_len = header.msg_hdr.msg_controllen.min(mem::size_of::<ReceiveControl>());
         // SAFETY: the kernel wrote `msg_controllen` bytes into this control area, capped to its size here.
         let control = unsafe { std::slice::from_raw_parts(controls[i].as_ptr().cast::<u8>(), control_len) };
         received[i] =
@@ -151,7 +151,7 @@ pub(crate) fn send_messages(fd: BorrowedFd<'_>, bytes: &[u8], messages: &[Outgoi
         push_source(&mut writer, message);
         push_ecn(&mut writer, message);
         if writer.len > 0 {
-            header.msg_hdr.msg_controllen = writer.len as _;
+            header.msg_hdr.msg_controllen = writer.len;
             header.msg_hdr.msg_control = ptr(controls[i].write(writer.control));
         }
     }
@@ -177,14 +177,14 @@ pub(crate) fn take_queued_error(fd: BorrowedFd<'_>) -> Option<i32> {
     // SAFETY: msghdr is plain integers and pointers, for which zero bytes are a value.
     let mut header: libc::msghdr = unsafe { mem::zeroed() };
     header.msg_control = control.as_mut_ptr().cast();
-    header.msg_controllen = mem::size_of::<ReceiveControl>() as _;
+    header.msg_controllen = mem::size_of::<ReceiveControl>();
     // SAFETY: the header has no name and no I/O vector, and its control area outlives the call.
     let result =
         unsafe { libc::recvmsg(fd.as_raw_fd(), &mut header, libc::MSG_ERRQUEUE | libc::MSG_DONTWAIT) };
     if result < 0 {
         return None;
     }
-    let len = (header.msg_controllen as usize).min(mem::size_of::<ReceiveControl>());
+    let len = header.msg_controllen.min(mem::size_of::<ReceiveControl>());
     // SAFETY: the kernel wrote `msg_controllen` bytes into the control area, capped to its size here.
     let control = unsafe { std::slice::from_raw_parts(control.as_ptr().cast::<u8>(), len) };
     let error = controls(control)

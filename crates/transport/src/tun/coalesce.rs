@@ -36,6 +36,8 @@ pub struct Written {
     pub packets: u64,
     /// Packets that the device refused.
     pub dropped: u64,
+    /// System calls that took the packets: fewer than packets where runs were coalesced.
+    pub writes: u64,
 }
 
 /// Where packets and superpackets go.
@@ -177,14 +179,20 @@ impl TunSendBatch {
         let header = run.finish();
         let packets = run.segments as u64;
         match sink.write(header, &run.bytes[..run.len]) {
-            Ok(()) => self.written.packets += packets,
+            Ok(()) => {
+                self.written.packets += packets;
+                self.written.writes += 1;
+            }
             Err(_) => self.written.dropped += packets,
         }
     }
 
     fn write_single(&mut self, sink: &dyn Sink, packet: &[u8]) {
         match sink.write(VnetHeader::PLAIN, packet) {
-            Ok(()) => self.written.packets += 1,
+            Ok(()) => {
+                self.written.packets += 1;
+                self.written.writes += 1;
+            }
             Err(_) => self.written.dropped += 1,
         }
     }

@@ -61,7 +61,7 @@ impl Flow {
         let field = if self.tcp {
             body.extend(sequence.to_be_bytes());
             body.extend(77u32.to_be_bytes());
-            body.push(((20 + options.len()) / 4 << 4) as u8);
+            body.push((((20 + options.len()) / 4) << 4) as u8);
             body.extend([flags, 0x20, 0, 0, 0, 0, 0]);
             body.extend(options);
             16
@@ -224,7 +224,7 @@ proptest! {
         if let Some(first) = packet.first_mut() {
             *first = if version { 0x45 } else { 0x60 };
         }
-        let mut headers = vec![vnet, vnet, vnet];
+        let mut headers = [vnet, vnet, vnet];
         headers[1][1] = kind;
         headers[2][1] = kind;
         headers[2][6..8].copy_from_slice(&start.to_ne_bytes());

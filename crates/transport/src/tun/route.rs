@@ -88,9 +88,11 @@ where
     let driver = tokio::spawn(connection);
     let result = request(handle).await;
     driver.abort();
-    result.map_err(|error| match error {
-        rtnetlink::Error::NetlinkError(message) => message.to_io(),
-        other => io::Error::other(other),
+    result.map_err(|error| {
+        if let rtnetlink::Error::NetlinkError(message) = error {
+            return message.to_io();
+        }
+        io::Error::other(error)
     })
 }
 
