@@ -4,6 +4,10 @@
 //! [`assert_section`]; run with `JUMP_UPDATE_DOCS=1` it writes the part instead of comparing it.
 
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
+
+/// One page may have several sections, and tests run in parallel.
+static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
 /// Compares a generated part of a page (its path relative to the repository) with what the code says.
 ///
@@ -11,6 +15,7 @@ use std::path::Path;
 /// When they differ, or the page or its markers are missing. For tests.
 #[track_caller]
 pub fn assert_section(page: &str, section: &str, expected: &str) {
+    let _alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     // This crate lives two levels below the repository's root.
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").join(page);
     let text = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{page}: {error}"));

@@ -4,6 +4,11 @@
 //! packet, a decision or a caller's time (design.md G8).
 #![forbid(unsafe_code)]
 
+pub mod audit;
+mod correlation;
 pub mod docs;
 pub mod log;
 pub mod metrics;
+pub mod sink;
+
+pub use correlation::{CORRELATION_KEY, Correlation, InvalidCorrelation};

@@ -1,0 +1,73 @@
+//! The one id that a session carries through logs, spans, audit events and gRPC calls.
+
+use std::fmt;
+use std::str::FromStr;
+
+/// The gRPC metadata key that carries a correlation id.
+pub const CORRELATION_KEY: &str = "jump-correlation";
+
+/// A correlation id: 16 bytes, written as 32 hexadecimal digits.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Correlation([u8; 16]);
+
+/// Says that a text is not a correlation id.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("not a correlation id: expected 32 hexadecimal digits")]
+pub struct InvalidCorrelation;
+
+impl Correlation {
+    /// Wraps the 16 bytes of the store and wire form.
+    pub const fn from_bytes(bytes: [u8; 16]) -> Self {
+        Self(bytes)
+    }
+
+    /// Returns the 16 bytes.
+    pub const fn to_bytes(self) -> [u8; 16] {
+        self.0
+    }
+}
+
+impl From<[u8; 16]> for Correlation {
+    fn from(bytes: [u8; 16]) -> Self {
+        Self(bytes)
+    }
+}
+
+impl fmt::Display for Correlation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:032x}", u128::from_be_bytes(self.0))
+    }
+}
+
+impl fmt::Debug for Correlation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Correlation({self})")
+    }
+}
+
+impl FromStr for Correlation {
+    type Err = InvalidCorrelation;
+
+    fn from_str(text: &str) -> Result<Self, InvalidCorrelation> {
+        if text.len() != 32 || !text.bytes().all(|b| b.is_ascii_hexdigit()) {
+            return Err(InvalidCorrelation);
+        }
+        let number = u128::from_str_radix(text, 16).map_err(|_| InvalidCorrelation)?;
+        Ok(Self(number.to_be_bytes()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_correlation_id_survives_its_text_form_and_nothing_else_parses() {
+        let id = Correlation::from_bytes([0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 0xff]);
+        assert_eq!(id.to_string().len(), 32);
+        assert_eq!(id.to_string().parse(), Ok(id));
+        for bad in ["", "+0000000000000000000000000000001", &"g".repeat(32), &"0".repeat(33)] {
+            assert!(bad.parse::<Correlation>().is_err(), "{bad:?}");
+        }
+    }
+}
