@@ -1,1 +1,3 @@
-//! stub
+//! Whole-system tests of Jumping VPN: the lab that the end-to-end tests, the demo and the benchmarks run in.
+
+pub mod lab;

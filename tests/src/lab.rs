@@ -1,0 +1,26 @@
+//! A lab on one machine: network namespaces, real programs inside them, real traffic through them.
+//!
+//! ```text
+//!                      ctl1  ctl2   etcd1 etcd2 etcd3
+//!                        │    │       │     │     │
+//!  device1..D ───────────┴────┴─ wan ─┴─────┴─────┴──── gw1..N ─── lan ─── inner (web server, echo)
+//! ```
+//!
+//! Everything is made inside namespaces named `jv-<pid>-…`; the machine's own network is never touched. Whatever a lab
+//! makes goes away when its value is dropped, when the program is interrupted (SIGINT, SIGTERM, SIGHUP) and, for the
+//! programs it started, even when it is killed.
+
+pub mod capture;
+pub mod cleanup;
+pub mod cluster;
+pub mod download;
+pub mod etcd;
+pub mod namespace;
+pub mod network;
+pub mod ownership;
+pub mod probe;
+pub mod process;
+pub mod programs;
+pub mod relay;
+pub mod rng;
+pub mod run_dir;

@@ -1,0 +1,285 @@
+//! A whole cluster of real programs in a network of its own.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use rustix::process::{Pid, Signal, kill_process};
+
+use super::etcd::Etcd;
+use super::network::{Host, Network, ReturnRoute, Shape};
+use super::ownership::{Ownership, OwnershipWatch};
+use super::process::{Mark, Process};
+use super::programs::{self, Operator, Pki, StoreConfig};
+use super::run_dir::RunDir;
+
+/// How long a program may take to say that it is ready.
+const READY_MAX: Duration = Duration::from_secs(30);
+
+/// Where control keeps its records.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Store {
+    /// One control replica with the embedded store.
+    Embedded,
+    /// Two control replicas over three etcd nodes.
+    Etcd,
+}
+
+/// What to build.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    /// Names the run directory.
+    pub label: &'static str,
+    /// The store, and with it the number of control replicas.
+    pub store: Store,
+    /// Gateways.
+    pub gateways: usize,
+    /// Devices, enrolled and not yet up.
+    pub devices: usize,
+    /// The inner network's way back.
+    pub return_route: ReturnRoute,
+}
+
+impl Plan {
+    /// Two gateways, one device, the embedded store, the way back through the second gateway.
+    pub fn small(label: &'static str) -> Self {
+        Self { label, store: Store::Embedded, gateways: 2, devices: 1, return_route: ReturnRoute::Gateway(1) }
+    }
+
+    /// The same over another store.
+    #[must_use]
+    pub fn with_store(mut self, store: Store) -> Self {
+        self.store = store;
+        self
+    }
+}
+
+/// A running cluster. Programs end before their network goes, and the run directory goes last.
+#[derive(Debug)]
+pub struct Cluster {
+    /// Devices that are up, by number; `None` when down.
+    pub devices: Vec<Option<Process>>,
+    /// Gateways: supervisors, each with its worker as a child process.
+    pub gateways: Vec<Process>,
+    /// Control replicas.
+    pub controls: Vec<Process>,
+    /// etcd, with that store.
+    pub etcd: Option<Etcd>,
+    /// The network.
+    pub network: Network,
+    /// Certificates.
+    pub pki: Pki,
+    /// The operators' CLI.
+    pub operator: Operator,
+    /// Logs and state.
+    pub run: RunDir,
+    store: StoreConfig,
+}
+
+impl Cluster {
+    /// Builds the network and starts everything but the devices; returns when all of it is ready.
+    ///
+    /// # Errors
+    /// When a program is not built, does not start, or is not ready in time.
+    pub fn start(plan: &Plan) -> Result<Self> {
+        let run = RunDir::create(plan.label)?;
+        let (controls, stores) = match plan.store {
+            Store::Embedded => (1, 0),
+            Store::Etcd => (2, 3),
+        };
+        let shape = Shape { devices: plan.devices, gateways: plan.gateways, controls, stores };
+        let network = Network::create(&run.prefix(), shape)?;
+        network.route_back(plan.return_route)?;
+        let pki = Pki::init(&run.path().join("pki"))?;
+        let operator = Operator::new(&network.controls, pki.issue("operator", "lab", &[])?);
+        let etcd = match plan.store {
+            Store::Embedded => None,
+            Store::Etcd => Some(Etcd::start(&network.stores, run.path())?),
+        };
+        let store = match &etcd {
+            None => StoreConfig::Embedded(run.path().join("store")),
+            Some(etcd) => StoreConfig::Etcd(etcd.endpoints().to_vec()),
+        };
+        let devices = (0..plan.devices).map(|_| None).collect();
+        let mut cluster = Self {
+            devices,
+            gateways: Vec::new(),
+            controls: Vec::new(),
+            etcd,
+            network,
+            pki,
+            operator,
+            run,
+            store,
+        };
+        for i in 0..controls {
+            let control = cluster.start_control(i)?;
+            cluster.controls.push(control);
+        }
+        for i in 0..plan.gateways {
+            let gateway = cluster.start_gateway(i)?;
+            cluster.gateways.push(gateway);
+        }
+        for i in 0..plan.devices {
+            cluster.enrol(i)?;
+        }
+        Ok(cluster)
+    }
+
+    /// Starts control replica `i` and waits until it serves.
+    ///
+    /// # Errors
+    /// When it is not ready in time.
+    pub fn start_control(&self, i: usize) -> Result<Process> {
+        let host = &self.network.controls[i];
+        let name = format!("ctl{}", i + 1);
+        let identity = self.pki.issue("control", &name, &[host.wan.to_string()])?;
+        let command = programs::control(host, &name, &identity, &self.store, self.run.path())?;
+        let process = Process::spawn(&name, command, self.run.path())?;
+        process.wait_for("that it serves", Mark::default(), READY_MAX, |line| line.contains("serving"))?;
+        Ok(process)
+    }
+
+    /// Starts gateway `i` and waits until it is registered.
+    ///
+    /// # Errors
+    /// When it is not ready in time.
+    pub fn start_gateway(&self, i: usize) -> Result<Process> {
+        let host = &self.network.gateways[i];
+        let name = gateway_name(i);
+        let identity = self.pki.issue("gateway", &name, &[host.wan.to_string()])?;
+        let command = programs::gateway(host, &name, &identity, &self.network.controls, self.run.path())?;
+        let process = Process::spawn(&name, command, self.run.path())?;
+        process.wait_for("that it is ready", Mark::default(), READY_MAX, |line| line.contains("ready"))?;
+        Ok(process)
+    }
+
+    /// Enrols device `i` with a fresh one-time token.
+    ///
+    /// # Errors
+    /// When enrolment fails.
+    pub fn enrol(&self, i: usize) -> Result<()> {
+        let host = &self.network.devices[i];
+        let name = format!("device-{}", i + 1);
+        let answer = self.operator.json(host, &["device", "token", &name])?;
+        let token = answer.get("token").and_then(|t| t.as_str()).context("jumpctl printed no token")?;
+        let state = self.state_dir(i);
+        programs::output(host, "jump", &["--state-dir", &state.to_string_lossy(), "enroll", token])?;
+        Ok(())
+    }
+
+    /// Where device `i` keeps its state.
+    pub fn state_dir(&self, i: usize) -> PathBuf {
+        self.run.path().join(format!("device-{}", i + 1))
+    }
+
+    /// Brings device `i` up and waits until its session is attached; returns the session as operators see it.
+    ///
+    /// # Errors
+    /// When it is not attached in time.
+    pub fn up(&mut self, i: usize) -> Result<Ownership> {
+        let host = &self.network.devices[i];
+        let process = Process::spawn(
+            &format!("dev{}", i + 1),
+            programs::device(host, &self.state_dir(i))?,
+            self.run.path(),
+        )?;
+        process
+            .wait_for("that it is attached", Mark::default(), READY_MAX, |line| line.contains("attached"))?;
+        self.devices[i] = Some(process);
+        let session = self.session_of(i)?;
+        self.ownership(&session)
+    }
+
+    /// The session id of device `i`, from `jump status`.
+    ///
+    /// # Errors
+    /// When the device has no session.
+    pub fn session_of(&self, i: usize) -> Result<String> {
+        let state = self.state_dir(i);
+        let arguments = ["--state-dir", &state.to_string_lossy(), "status", "--output", "json"];
+        let status = programs::output(&self.network.devices[i], "jump", &arguments)?;
+        let status: serde_json::Value = serde_json::from_str(&status)?;
+        Ok(status
+            .get("session_id")
+            .and_then(|s| s.as_str())
+            .context("jump status names no session")?
+            .to_owned())
+    }
+
+    /// Who owns a session now.
+    ///
+    /// # Errors
+    /// When control does not answer.
+    pub fn ownership(&self, session: &str) -> Result<Ownership> {
+        Ownership::from_json(&self.operator.json(self.operator_host(), &["ownership", "get", session])?)
+    }
+
+    /// Follows a session's owner.
+    ///
+    /// # Errors
+    /// When `jumpctl` is not built.
+    pub fn watch_ownership(&self, session: &str) -> Result<OwnershipWatch> {
+        let command = self
+            .operator
+            .command(self.operator_host(), &["--output", "json", "ownership", "watch", session])?;
+        Ok(OwnershipWatch::new(Process::spawn("watch", command, self.run.path())?))
+    }
+
+    /// The number of the gateway of that name.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn gateway_number(&self, node: &str) -> Result<usize> {
+        let number = (0..self.gateways.len()).find(|i| gateway_name(*i) == node);
+        number.with_context(|| format!("no gateway is named {node}"))
+    }
+
+    /// The worker process of gateway `i`.
+    ///
+    /// # Errors
+    /// When its supervisor has no worker.
+    pub fn worker(&self, i: usize) -> Result<Pid> {
+        self.gateways[i].only_child()
+    }
+
+    /// Sends a signal to the worker of gateway `i`, not to its supervisor.
+    ///
+    /// # Errors
+    /// When there is no worker.
+    pub fn signal_worker(&self, i: usize, signal: Signal) -> Result<()> {
+        kill_process(self.worker(i)?, signal).context("signalling the worker")
+    }
+
+    /// Kills supervisor and worker of gateway `i` at once, as the loss of its machine would.
+    ///
+    /// # Errors
+    /// When there is no worker.
+    pub fn kill_gateway(&mut self, i: usize) -> Result<()> {
+        let worker = self.worker(i)?;
+        // The supervisor first: it must not live to see the worker die and report it.
+        self.gateways[i].kill();
+        let _ = kill_process(worker, Signal::KILL);
+        Ok(())
+    }
+
+    /// Kills control replica `i`.
+    ///
+    /// # Errors
+    /// When there is no such replica.
+    pub fn kill_control(&mut self, i: usize) -> Result<()> {
+        ensure!(i < self.controls.len(), "no control replica {i}");
+        self.controls[i].kill();
+        Ok(())
+    }
+
+    /// A host from which the operators' CLI reaches control: the last control replica's own.
+    fn operator_host(&self) -> &Host {
+        self.network.controls.last().unwrap_or(&self.network.inner)
+    }
+}
+
+/// The node name of gateway `i`.
+pub fn gateway_name(i: usize) -> String {
+    format!("gw{}", i + 1)
+}

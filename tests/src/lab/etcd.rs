@@ -1,0 +1,100 @@
+//! A real etcd cluster of one or three nodes.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail};
+
+use super::network::Host;
+use super::process::Process;
+
+/// The port clients talk to.
+pub const CLIENT_PORT: u16 = 2379;
+const PEER_PORT: u16 = 2380;
+/// How long a cluster may take to elect its first leader.
+const START_MAX: Duration = Duration::from_secs(30);
+
+/// The nodes of one cluster, each in its host's namespace.
+#[derive(Debug)]
+pub struct Etcd {
+    /// The running nodes, in the order of the hosts.
+    pub nodes: Vec<Process>,
+    endpoints: Vec<String>,
+}
+
+impl Etcd {
+    /// Starts one node per host and waits until all of them serve clients.
+    ///
+    /// # Errors
+    /// When etcd is missing or no leader is elected in time.
+    pub fn start(hosts: &[Host], dir: &Path) -> Result<Self> {
+        let members: Vec<_> = hosts
+            .iter()
+            .enumerate()
+            .map(|(i, h)| format!("etcd{}=http://{}:{PEER_PORT}", i + 1, h.wan))
+            .collect();
+        let members = members.join(",");
+        let nodes = hosts
+            .iter()
+            .enumerate()
+            .map(|(i, host)| start_node(host, &format!("etcd{}", i + 1), &members, dir))
+            .collect::<Result<Vec<_>>>()?;
+        for node in &nodes {
+            node.wait_for("that it serves", super::process::Mark::default(), START_MAX, |line| {
+                line.contains("serving client traffic")
+            })?;
+        }
+        let endpoints = hosts.iter().map(|h| format!("http://{}:{CLIENT_PORT}", h.wan)).collect();
+        Ok(Self { nodes, endpoints })
+    }
+
+    /// Addresses for clients.
+    pub fn endpoints(&self) -> &[String] {
+        &self.endpoints
+    }
+}
+
+fn start_node(host: &Host, name: &str, members: &str, dir: &Path) -> Result<Process> {
+    let program = find_etcd()?;
+    let mut command = host.namespace.command(&program);
+    // Argument by argument: etcd's own `/usr/bin/etcd` of Debian reads ETCD_* variables too, so none may leak in.
+    for (key, _) in std::env::vars_os().filter(|(key, _)| key.to_string_lossy().starts_with("ETCD")) {
+        command.env_remove(key);
+    }
+    let (client, peer) =
+        (format!("http://{}:{CLIENT_PORT}", host.wan), format!("http://{}:{PEER_PORT}", host.wan));
+    command
+        .args(["--name", name, "--data-dir"])
+        .arg(dir.join(format!("{name}.data")))
+        .args(["--listen-client-urls", &format!("{client},http://127.0.0.1:{CLIENT_PORT}")])
+        .args(["--advertise-client-urls", &client, "--listen-peer-urls", &peer])
+        .args(["--initial-advertise-peer-urls", &peer, "--initial-cluster", members])
+        .args(["--initial-cluster-state", "new", "--initial-cluster-token", "lab"])
+        .args(["--heartbeat-interval", "50", "--election-timeout", "500"])
+        .args(["--max-txn-ops", "1024", "--grpc-keepalive-min-time", "500ms", "--logger", "zap"]);
+    Process::spawn(name, command, dir)
+}
+
+fn find_etcd() -> Result<std::path::PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path)
+        .chain(["/usr/bin".into(), "/usr/local/bin".into()])
+        .map(|dir| dir.join("etcd"))
+        .find(|p| p.is_file())
+        .context("etcd is missing: run scripts/install-deps.sh etcd")
+}
+
+/// Waits until a condition holds that only polling can see, asking every 10 ms.
+///
+/// # Errors
+/// When it does not hold after `timeout`, naming `what`.
+pub fn wait_until(what: &str, timeout: Duration, mut holds: impl FnMut() -> bool) -> Result<()> {
+    let deadline = Instant::now() + timeout;
+    while !holds() {
+        if Instant::now() > deadline {
+            bail!("{what}: not so after {timeout:?}");
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    Ok(())
+}

@@ -1,0 +1,176 @@
+//! The lab's hosts and the two networks between them.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+
+use anyhow::Result;
+
+use super::namespace::Namespace;
+
+/// The outer network: devices, gateways, control and the store.
+const WAN: [u8; 3] = [10, 90, 0];
+/// The inner network behind the gateways.
+const LAN: [u8; 3] = [10, 91, 0];
+/// The pool of the devices' inner addresses.
+pub const POOL: &str = "10.77.0.0/16";
+/// The inner network as a route for clients.
+pub const LAN_NETWORK: &str = "10.91.0.0/24";
+/// The interface that every host has on the outer network.
+pub const WAN_LINK: &str = "wan";
+/// The interface that gateways and the inner server have on the inner network.
+pub const LAN_LINK: &str = "lan";
+
+/// Which way the inner server sends packets for the pool.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ReturnRoute {
+    /// All through one gateway, counted from 0.
+    Gateway(usize),
+    /// Spread over all gateways by flow (ECMP, layer 4 hash).
+    Ecmp,
+}
+
+/// A host: one namespace with its links.
+#[derive(Debug)]
+pub struct Host {
+    /// The namespace it lives in.
+    pub namespace: Namespace,
+    /// Its address on the outer network; unspecified when it has none.
+    pub wan: Ipv4Addr,
+    /// Its address on the inner network; unspecified when it has none.
+    pub lan: Ipv4Addr,
+}
+
+impl Host {
+    /// A socket address on the outer network.
+    pub fn wan_socket(&self, port: u16) -> SocketAddr {
+        SocketAddr::new(IpAddr::V4(self.wan), port)
+    }
+
+    /// A socket address on the inner network.
+    pub fn lan_socket(&self, port: u16) -> SocketAddr {
+        SocketAddr::new(IpAddr::V4(self.lan), port)
+    }
+}
+
+/// How many hosts of each kind.
+#[derive(Debug, Clone, Copy)]
+pub struct Shape {
+    /// Devices.
+    pub devices: usize,
+    /// Gateways.
+    pub gateways: usize,
+    /// Control replicas.
+    pub controls: usize,
+    /// Store nodes; 0 with the embedded store.
+    pub stores: usize,
+}
+
+/// All hosts. The fields drop before the switch, so links go with their ends.
+#[derive(Debug)]
+pub struct Network {
+    /// Devices.
+    pub devices: Vec<Host>,
+    /// Gateways.
+    pub gateways: Vec<Host>,
+    /// Control replicas.
+    pub controls: Vec<Host>,
+    /// Store nodes.
+    pub stores: Vec<Host>,
+    /// The server on the inner network.
+    pub inner: Host,
+    switch: Namespace,
+}
+
+impl Network {
+    /// Makes all hosts and links; names start with `prefix`.
+    ///
+    /// # Errors
+    /// When the caller is not root or `ip` fails; what was made before is removed.
+    pub fn create(prefix: &str, shape: Shape) -> Result<Self> {
+        let switch = Namespace::create(&format!("{prefix}-switch"))?;
+        // A bridge that asks netfilter about frames would obey rules that were not made for it.
+        switch.ip("link add wan type bridge\nlink add lan type bridge\nlink set wan up\nlink set lan up")?;
+        let builder = Builder { prefix, switch: &switch };
+        let group = |role: &str, count: usize, wan: u8, lan: Option<u8>| -> Result<Vec<Host>> {
+            (0..count)
+                .map(|i| {
+                    let n = u8::try_from(i)?;
+                    builder.host(&format!("{role}{}", i + 1), Some(wan + n), lan.map(|l| l + n))
+                })
+                .collect()
+        };
+        let devices = group("dev", shape.devices, 100, None)?;
+        let gateways = group("gw", shape.gateways, 10, Some(10))?;
+        let controls = group("ctl", shape.controls, 20, None)?;
+        let stores = group("etcd", shape.stores, 30, None)?;
+        let inner = builder.host("inner", None, Some(80))?;
+        for gateway in &gateways {
+            let namespace = &gateway.namespace;
+            namespace.sysctl("net/ipv4/ip_forward", "1")?;
+            namespace.sysctl("net/ipv6/conf/all/forwarding", "1")?;
+            // The inner server may answer through another gateway than the one it was asked by.
+            namespace.sysctl("net/ipv4/conf/all/rp_filter", "0")?;
+            namespace.sysctl("net/ipv4/conf/default/rp_filter", "0")?;
+            namespace.sysctl("net/ipv4/conf/lan/rp_filter", "0")?;
+            // A packet for the pool may come in by `lan` and leave by it when another gateway's route is better.
+            namespace.sysctl("net/ipv4/conf/all/send_redirects", "0")?;
+            namespace.sysctl("net/ipv4/conf/lan/send_redirects", "0")?;
+        }
+        inner.namespace.sysctl("net/ipv4/fib_multipath_hash_policy", "1")?;
+        Ok(Self { devices, gateways, controls, stores, inner, switch })
+    }
+
+    /// Sets the inner server's way back to the pool.
+    ///
+    /// # Errors
+    /// When `ip` fails.
+    pub fn route_back(&self, route: ReturnRoute) -> Result<()> {
+        let hops = match route {
+            ReturnRoute::Gateway(i) => format!("via {}", self.gateways[i].lan),
+            ReturnRoute::Ecmp => self.gateways.iter().map(|g| format!("nexthop via {} ", g.lan)).collect(),
+        };
+        self.inner.namespace.ip(&format!("route replace {POOL} {hops}"))
+    }
+
+    /// Takes a host's outer link down or up at the switch, as if its cable were pulled.
+    ///
+    /// # Errors
+    /// When `ip` fails.
+    pub fn set_wan_cable(&self, host: &Host, plugged: bool) -> Result<()> {
+        self.switch.ip(&format!("link set w{} {}", host.wan.octets()[3], if plugged { "up" } else { "down" }))
+    }
+
+    /// Takes a host's inner link down or up at the switch.
+    ///
+    /// # Errors
+    /// When `ip` fails.
+    pub fn set_lan_cable(&self, host: &Host, plugged: bool) -> Result<()> {
+        self.switch.ip(&format!("link set l{} {}", host.lan.octets()[3], if plugged { "up" } else { "down" }))
+    }
+}
+
+struct Builder<'a> {
+    prefix: &'a str,
+    switch: &'a Namespace,
+}
+
+impl Builder<'_> {
+    fn host(&self, role: &str, wan: Option<u8>, lan: Option<u8>) -> Result<Host> {
+        let namespace = Namespace::create(&format!("{}-{role}", self.prefix))?;
+        let address = |net: [u8; 3], host: Option<u8>| {
+            host.map_or(Ipv4Addr::UNSPECIFIED, |h| Ipv4Addr::new(net[0], net[1], net[2], h))
+        };
+        let host = Host { namespace, wan: address(WAN, wan), lan: address(LAN, lan) };
+        for (link, letter, number, address) in
+            [(WAN_LINK, 'w', wan, host.wan), (LAN_LINK, 'l', lan, host.lan)]
+        {
+            let Some(number) = number else { continue };
+            let port = format!("{letter}{number}");
+            self.switch.ip(&format!(
+                "link add {port} type veth peer name {link} netns {}\nlink set {port} master {link} up",
+                host.namespace.name(),
+            ))?;
+            host.namespace.ip(&format!("addr add {address}/24 dev {link}\nlink set {link} up"))?;
+        }
+        Ok(host)
+    }
+}

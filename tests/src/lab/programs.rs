@@ -1,0 +1,239 @@
+//! The command lines and configuration files of the programs under test; the one place that knows their options.
+
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+
+use super::network::{Host, LAN_NETWORK, POOL};
+
+/// The port of control's gRPC service.
+pub const CONTROL_PORT: u16 = 7443;
+/// The port of a gateway's client socket.
+pub const GATEWAY_PORT: u16 = 51820;
+/// The port of a gateway's mesh socket.
+pub const MESH_PORT: u16 = 51821;
+/// The port of a gateway's metrics, on its loopback.
+pub const METRICS_PORT: u16 = 9090;
+
+/// Finds a program of the workspace beside the running one (`target/PROFILE`, also from `target/PROFILE/deps`).
+///
+/// # Errors
+/// When it has not been built.
+pub fn find(name: &str) -> Result<PathBuf> {
+    let own = std::env::current_exe()?;
+    let candidates = own.ancestors().skip(1).take(2).map(|dir| dir.join(name));
+    candidates.into_iter().find(|path| path.is_file()).with_context(|| {
+        format!("{name} is not built: run `make build` (or `cargo build --workspace --bins`) first")
+    })
+}
+
+/// Runs a program to its end inside a host and returns its stdout.
+///
+/// # Errors
+/// When it fails; the message is what it printed on stderr.
+pub fn output(host: &Host, name: &str, arguments: &[&str]) -> Result<String> {
+    let output = host
+        .namespace
+        .command(&find(name)?)
+        .args(arguments)
+        .stdin(Stdio::null())
+        .output()
+        .with_context(|| format!("running {name}"))?;
+    if !output.status.success() {
+        bail!("{name} {}: {}", arguments.join(" "), String::from_utf8_lossy(&output.stderr).trim());
+    }
+    String::from_utf8(output.stdout).with_context(|| format!("the output of {name}"))
+}
+
+/// Certificates of the lab, made by `jump-control pki`.
+#[derive(Debug, Clone)]
+pub struct Pki {
+    dir: PathBuf,
+}
+
+/// Files of one certificate.
+#[derive(Debug, Clone)]
+pub struct Identity {
+    /// The CA's certificate.
+    pub ca: PathBuf,
+    /// The certificate.
+    pub certificate: PathBuf,
+    /// Its private key.
+    pub key: PathBuf,
+}
+
+impl Pki {
+    /// Makes a CA in `dir`.
+    ///
+    /// # Errors
+    /// When `jump-control pki` fails.
+    pub fn init(dir: &Path) -> Result<Self> {
+        let pki = Self { dir: dir.to_owned() };
+        pki.run(&["init"], &[])?;
+        Ok(pki)
+    }
+
+    /// Issues a certificate.
+    ///
+    /// # Errors
+    /// When `jump-control pki` fails.
+    pub fn issue(&self, role: &str, name: &str, hosts: &[String]) -> Result<Identity> {
+        let mut arguments = vec!["--role", role, "--name", name];
+        arguments.extend(hosts.iter().flat_map(|host| ["--host", host.as_str()]));
+        self.run(&["issue"], &arguments)?;
+        Ok(Identity {
+            ca: self.dir.join("ca.pem"),
+            certificate: self.dir.join(format!("{role}-{name}.pem")),
+            key: self.dir.join(format!("{role}-{name}-key.pem")),
+        })
+    }
+
+    fn run(&self, verb: &[&str], arguments: &[&str]) -> Result<()> {
+        let mut command = Command::new(find("jump-control")?);
+        command.arg("pki").args(verb).arg("--dir").arg(&self.dir).args(arguments);
+        super::namespace::run(&mut command)
+    }
+}
+
+/// Which store control uses.
+#[derive(Debug, Clone)]
+pub enum StoreConfig {
+    /// The embedded database in this directory.
+    Embedded(PathBuf),
+    /// etcd at these addresses.
+    Etcd(Vec<String>),
+}
+
+/// The node lease of the lab's clusters.
+#[derive(Debug, Clone, Copy)]
+pub struct LeaseTimes {
+    /// Time to live.
+    pub ttl: Duration,
+}
+
+/// The command that runs a control replica.
+///
+/// # Errors
+/// When the program is not built or its configuration cannot be written.
+pub fn control(
+    host: &Host,
+    name: &str,
+    identity: &Identity,
+    store: &StoreConfig,
+    dir: &Path,
+) -> Result<Command> {
+    let mut config = String::new();
+    writeln!(config, "listen = \"{}\"", host.wan_socket(CONTROL_PORT))?;
+    writeln!(config, "pools = [\"{POOL}\"]\nroutes = [\"{LAN_NETWORK}\"]")?;
+    writeln!(
+        config,
+        "[tls]\nca = {:?}\ncertificate = {:?}\nkey = {:?}",
+        identity.ca, identity.certificate, identity.key
+    )?;
+    match store {
+        StoreConfig::Embedded(path) => writeln!(config, "[store]\nkind = \"embedded\"\npath = {path:?}")?,
+        StoreConfig::Etcd(endpoints) => {
+            writeln!(config, "[store]\nkind = \"etcd\"\nendpoints = {endpoints:?}")?
+        }
+    }
+    with_config(host, "jump-control", &["serve"], name, &config, dir)
+}
+
+/// The command that runs a gateway.
+///
+/// # Errors
+/// When the program is not built or its configuration cannot be written.
+pub fn gateway(
+    host: &Host,
+    name: &str,
+    identity: &Identity,
+    controls: &[Host],
+    dir: &Path,
+) -> Result<Command> {
+    let controls: Vec<_> =
+        controls.iter().map(|c| format!("https://{}", c.wan_socket(CONTROL_PORT))).collect();
+    let mut config = String::new();
+    writeln!(config, "node = {name:?}\ncontrol = {controls:?}")?;
+    writeln!(config, "listen = \"{}\"", host.wan_socket(GATEWAY_PORT))?;
+    writeln!(config, "mesh_listen = \"{}\"", host.wan_socket(MESH_PORT))?;
+    writeln!(config, "metrics_listen = \"127.0.0.1:{METRICS_PORT}\"")?;
+    writeln!(
+        config,
+        "[tls]\nca = {:?}\ncertificate = {:?}\nkey = {:?}",
+        identity.ca, identity.certificate, identity.key
+    )?;
+    with_config(host, "jump-gateway", &["run"], name, &config, dir)
+}
+
+fn with_config(
+    host: &Host,
+    program: &str,
+    verb: &[&str],
+    name: &str,
+    config: &str,
+    dir: &Path,
+) -> Result<Command> {
+    let path = dir.join(format!("{name}.toml"));
+    std::fs::write(&path, config).with_context(|| format!("writing {}", path.display()))?;
+    let mut command = host.namespace.command(&find(program)?);
+    command.args(verb).arg("--config").arg(&path);
+    Ok(command)
+}
+
+/// The command that keeps a device's tunnel up in the foreground.
+///
+/// # Errors
+/// When the program is not built.
+pub fn device(host: &Host, state: &Path) -> Result<Command> {
+    let mut command = host.namespace.command(&find("jump")?);
+    command.arg("--state-dir").arg(state).args(["--log-format", "json", "up"]);
+    Ok(command)
+}
+
+/// The operators' CLI against a cluster, run inside one of its hosts.
+#[derive(Debug, Clone)]
+pub struct Operator {
+    controls: Vec<String>,
+    identity: Identity,
+}
+
+impl Operator {
+    /// Talks to these control replicas under this identity.
+    pub fn new(controls: &[Host], identity: Identity) -> Self {
+        let controls = controls.iter().map(|c| format!("https://{}", c.wan_socket(CONTROL_PORT))).collect();
+        Self { controls, identity }
+    }
+
+    /// The command line of `jumpctl` with `arguments`.
+    ///
+    /// # Errors
+    /// When the program is not built.
+    pub fn command(&self, host: &Host, arguments: &[&str]) -> Result<Command> {
+        let mut command = host.namespace.command(&find("jumpctl")?);
+        for control in &self.controls {
+            command.args(["--control", control]);
+        }
+        command.arg("--ca").arg(&self.identity.ca);
+        command.arg("--cert").arg(&self.identity.certificate).arg("--key").arg(&self.identity.key);
+        command.args(arguments);
+        Ok(command)
+    }
+
+    /// Runs `jumpctl` and reads its JSON.
+    ///
+    /// # Errors
+    /// When it fails or prints something else.
+    pub fn json(&self, host: &Host, arguments: &[&str]) -> Result<serde_json::Value> {
+        let mut all = vec!["--output", "json"];
+        all.extend(arguments);
+        let output = self.command(host, &all)?.stdin(Stdio::null()).output().context("running jumpctl")?;
+        if !output.status.success() {
+            bail!("jumpctl {}: {}", arguments.join(" "), String::from_utf8_lossy(&output.stderr).trim());
+        }
+        serde_json::from_slice(&output.stdout)
+            .with_context(|| format!("the output of jumpctl {}", arguments.join(" ")))
+    }
+}
