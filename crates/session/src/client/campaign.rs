@@ -1,0 +1,420 @@
+//! The search for a gateway: handshakes are tried one gateway after another and may overlap; the first gateway that
+//! proves itself is asked to take the session over, and it alone.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use jump_crypto::certificate::NodeClaims;
+use jump_crypto::cookie::HINT_LEN;
+use jump_crypto::entropy::{Entropy, EntropyError};
+use jump_crypto::handshake::{
+    AttachIntent, Established, HandshakeError, INIT_LEN, Initiation, InitiationInput,
+};
+use jump_crypto::record::{Content, SealLimitReached};
+
+use super::{Client, Event, Now, PathId, sealed_frame};
+use crate::frame::Frame;
+use crate::ids::{AttachSeq, AttemptId, Epoch};
+use crate::reason::Reason;
+
+/// One claim to a session: asked again with both, it gets the same answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Claim {
+    pub(super) attach_seq: AttachSeq,
+    pub(super) attempt: AttemptId,
+}
+
+/// A search for a gateway.
+pub(super) struct Campaign {
+    pub(super) reason: Reason,
+    pub(super) detect: Duration,
+    pub(super) decided_at: Duration,
+    targets: Vec<SocketAddr>,
+    position: usize,
+    round: u32,
+    /// When the next gateway is tried; `None` while an answer is awaited.
+    next_try: Option<Duration>,
+    /// One gateway to ask again, after a rejection.
+    again: Option<Again>,
+    /// The disk must catch up before the next attempt.
+    starved: bool,
+    pub(super) tries: Vec<Handshake>,
+    pub(super) confirming: Option<Confirming>,
+    attempts: u32,
+}
+
+/// A gateway to ask again, and when.
+pub(super) struct Again {
+    pub(super) at: Duration,
+    pub(super) gateway: SocketAddr,
+    pub(super) claim: Option<Claim>,
+}
+
+/// An `AttachInit` that waits for its reply.
+pub(super) struct Handshake {
+    pub(super) initiation: Initiation,
+    pub(super) init: Box<[u8; INIT_LEN]>,
+    pub(super) path: PathId,
+    pub(super) gateway: SocketAddr,
+    pub(super) claim: Claim,
+    pub(super) sent_at: Duration,
+    pub(super) sends: u8,
+    /// Replies that did not verify; bounds the work that a forger can cause.
+    pub(super) refused: u8,
+    pub(super) cookies: u8,
+    /// Which cluster key it was made for.
+    pub(super) key: usize,
+}
+
+/// A gateway that has proved itself; the session's owner once its acceptance verifies.
+pub(super) struct Confirming {
+    pub(super) keys: Established,
+    pub(super) node: NodeClaims,
+    pub(super) hint: [u8; HINT_LEN],
+    pub(super) path: PathId,
+    pub(super) gateway: SocketAddr,
+    pub(super) claim: Claim,
+    pub(super) rtt: Option<Duration>,
+    pub(super) handshake: Duration,
+    pub(super) started: Duration,
+    pub(super) due: Duration,
+    pub(super) interval: Duration,
+    pub(super) deadline: Option<Duration>,
+    /// Inner packets that may still ride along before the answer.
+    pub(super) rides_left: u8,
+}
+
+impl Handshake {
+    /// Replies beyond this many refused ones are not looked at.
+    pub(super) const REFUSED_MAX: u8 = 32;
+    /// Cookie replies answered for one try.
+    pub(super) const COOKIES_MAX: u8 = 3;
+    /// One first message is repeated this often before a new one, from a new port, takes its place.
+    const SENDS_MAX: u8 = 5;
+}
+
+impl Confirming {
+    /// How many inner packets ride along; gateways keep at least as many.
+    pub(super) const RIDES_MAX: u8 = 48;
+    pub(super) const INTERVAL: Duration = Duration::from_millis(100);
+    const INTERVAL_MAX: Duration = Duration::from_millis(400);
+
+    pub(super) fn seal(
+        &mut self,
+        content: Content,
+        frame: &mut [u8],
+        len: usize,
+    ) -> Result<usize, SealLimitReached> {
+        self.keys.sealing.seal(content, frame, len)
+    }
+
+    /// A sealed `Confirm`, and the next one scheduled.
+    pub(super) fn confirm(&mut self, now: Duration) -> Option<Vec<u8>> {
+        self.due = now + self.interval;
+        self.interval = (self.interval * 2).min(Self::INTERVAL_MAX);
+        sealed_frame(&Frame::Confirm, |buffer, len| self.seal(Content::Control, buffer, len).ok())
+    }
+}
+
+impl Campaign {
+    /// Open handshakes at once; the oldest gives way.
+    const TRIES_MAX: usize = 4;
+
+    pub(super) fn confirms_on(&self, path: PathId) -> bool {
+        self.confirming.as_ref().is_some_and(|confirming| confirming.path == path)
+    }
+
+    /// The gateway whose keys inner packets may ride on, if any.
+    pub(super) fn rides(&mut self) -> Option<&mut Confirming> {
+        self.confirming.as_mut().filter(|confirming| confirming.rides_left > 0)
+    }
+
+    pub(super) fn can_ride(&self) -> bool {
+        self.confirming.as_ref().is_some_and(|confirming| confirming.rides_left > 0)
+    }
+
+    pub(super) fn disk_is_ready(&mut self) {
+        self.starved = false;
+    }
+
+    /// Forgets the backoff: the network has changed.
+    pub(super) fn try_now(&mut self, now: Duration) {
+        self.round = 0;
+        if let Some(next_try) = &mut self.next_try {
+            *next_try = now;
+        }
+        if let Some(confirming) = &mut self.confirming {
+            confirming.due = now;
+            confirming.interval = Confirming::INTERVAL;
+        }
+    }
+
+    /// Drops the handshake on `path`; the next gateway is tried at once, unless all were.
+    pub(super) fn path_failed(&mut self, now: Duration, path: PathId) -> bool {
+        let before = self.tries.len();
+        self.tries.retain(|handshake| handshake.path != path);
+        let failed = self.tries.len() < before;
+        if failed && self.position != 0 && self.next_try.is_some() {
+            self.next_try = Some(now);
+        }
+        failed
+    }
+
+    /// Tries the next gateway at `now`, or after a backoff when all were tried; asks `again` first where given.
+    pub(super) fn go_on(&mut self, now: Duration, tuning: &super::Tuning, again: Option<Again>) {
+        let rounds_over = self.position == 0 && self.attempts > 0;
+        self.next_try = match &again {
+            Some(_) => None,
+            None if rounds_over => Some(now + backoff(tuning, self.round)),
+            None => Some(now),
+        };
+        self.again = again;
+    }
+
+    /// A gateway was asked: no other is tried until it answers or fails.
+    pub(super) fn wait(&mut self) {
+        self.next_try = None;
+        self.again = None;
+    }
+
+    pub(super) fn timeout(&self) -> Option<Duration> {
+        let confirming = self.confirming.as_ref().map(|c| c.deadline.map_or(c.due, |d| d.min(c.due)));
+        let again = self.again.as_ref().map(|again| again.at);
+        let next_try = self.next_try.filter(|_| !self.starved);
+        [confirming, again.filter(|_| !self.starved), next_try].into_iter().flatten().min()
+    }
+}
+
+fn backoff(tuning: &super::Tuning, round: u32) -> Duration {
+    (tuning.reply_timeout * 2u32.saturating_pow(round.min(16))).min(tuning.reply_timeout_max)
+}
+
+impl Client {
+    /// Starts the search, or gives a running one a new reason to hurry.
+    pub(super) fn begin_campaign(
+        &mut self,
+        now: Duration,
+        reason: Reason,
+        first: &[SocketAddr],
+        silent_since: Duration,
+    ) {
+        if let Some(campaign) = &mut self.campaign {
+            // A loss outweighs the wish to move; what already runs goes on.
+            campaign.reason = reason;
+            if campaign.confirming.is_none() && campaign.again.is_none() {
+                campaign.next_try =
+                    campaign.next_try.map(|at| at.min(now + self.config.tuning.reply_timeout));
+            }
+            return;
+        }
+        self.campaign = Some(Campaign {
+            reason,
+            detect: now.saturating_sub(silent_since),
+            decided_at: now,
+            targets: self.targets(reason, first),
+            position: 0,
+            round: 0,
+            next_try: Some(now),
+            again: None,
+            starved: false,
+            tries: Vec::new(),
+            confirming: None,
+            attempts: 0,
+        });
+    }
+
+    /// Every known gateway once: those asked for, then the roster; the present owner's last, unless it is the one that
+    /// sent a hint and so is known to be alive.
+    fn targets(&self, reason: Reason, first: &[SocketAddr]) -> Vec<SocketAddr> {
+        let present = self.link.as_ref().map(|link| link.gateway);
+        let alive = present.filter(|_| reason == Reason::ReattachHint);
+        let others =
+            self.roster.iter().chain(&self.config.gateways).filter(|gateway| Some(**gateway) != present);
+        let mut targets: Vec<SocketAddr> = Vec::new();
+        for gateway in first.iter().chain(&alive).chain(others).chain(&present) {
+            if !targets.contains(gateway) {
+                targets.push(*gateway);
+            }
+        }
+        targets
+    }
+
+    pub(super) fn drive_campaign(&mut self, now: Now) {
+        self.drive_confirmation(now.at);
+        let Some(campaign) = &mut self.campaign else { return };
+        if campaign.starved || campaign.targets.is_empty() {
+            return;
+        }
+        if let Some(again) = campaign.again.take_if(|again| again.at <= now.at) {
+            // Without a reply the search goes on with the next gateway.
+            campaign.next_try = Some(now.at + self.config.tuning.reply_timeout);
+            return self.try_gateway(now.at, again.gateway, again.claim);
+        }
+        let Some(campaign) = &mut self.campaign else { return };
+        if campaign.next_try.is_none_or(|at| at > now.at) {
+            return;
+        }
+        let gateway = campaign.targets[campaign.position];
+        campaign.position = (campaign.position + 1) % campaign.targets.len();
+        let round = campaign.round;
+        if campaign.position == 0 {
+            campaign.round += 1;
+            campaign.next_try = Some(now.at + backoff(&self.config.tuning, round));
+        } else {
+            campaign.next_try = Some(now.at + self.config.tuning.reply_timeout);
+        }
+        self.try_gateway(now.at, gateway, None);
+    }
+
+    /// Repeats the open handshake with `gateway`, or starts one on a new path.
+    fn try_gateway(&mut self, now: Duration, gateway: SocketAddr, claim: Option<Claim>) {
+        let Some(campaign) = &mut self.campaign else { return };
+        if let Some(open) = campaign.tries.iter_mut().find(|open| open.gateway == gateway)
+            && claim.is_none()
+            && open.sends < Handshake::SENDS_MAX
+        {
+            open.sends += 1;
+            let (path, datagram) = (open.path, open.init.to_vec());
+            return self.transmit(path, datagram);
+        }
+        if campaign.attempts >= self.config.tuning.attempts_max && self.session.is_some() {
+            return self.terminate(now, Reason::AttemptsExceeded);
+        }
+        let claim = match claim {
+            Some(claim) => claim,
+            None => match self.new_claim() {
+                Ok(Some(claim)) => claim,
+                Ok(None) => return self.wait_for_disk(now, gateway),
+                Err(error) => return self.no_entropy(now, error),
+            },
+        };
+        self.close_tries(|open, index, all| open.gateway == gateway || index + Campaign::TRIES_MAX <= all);
+        let path = self.open_path(gateway);
+        let Some(campaign) = &mut self.campaign else { return };
+        let (reason, key) =
+            (campaign.reason, campaign.round as usize % self.config.cluster_keys.len().max(1));
+        campaign.attempts = campaign.attempts.saturating_add(1);
+        match self.handshake(now, path, gateway, claim, reason, false, key, None) {
+            Ok(handshake) => {
+                self.transmit(path, handshake.init.to_vec());
+                self.events.push_back(Event::Attempted { gateway, attach_seq: claim.attach_seq, reason });
+                if let Some(campaign) = &mut self.campaign {
+                    campaign.tries.push(handshake);
+                }
+            }
+            Err(error) => self.handshake_impossible(now, error),
+        }
+    }
+
+    /// A new claim; `None` while its number is not on disk.
+    fn new_claim(&mut self) -> Result<Option<Claim>, EntropyError> {
+        let attempt = match (self.session, self.birth_attempt) {
+            (None, Some(attempt)) => attempt,
+            (None, None) => *self.birth_attempt.insert(random_attempt(&mut *self.entropy)?),
+            (Some(_), _) => random_attempt(&mut *self.entropy)?,
+        };
+        Ok(self.sequence.take().map(|attach_seq| Claim { attach_seq, attempt }))
+    }
+
+    fn wait_for_disk(&mut self, now: Duration, gateway: SocketAddr) {
+        if let Some(campaign) = &mut self.campaign {
+            campaign.starved = true;
+            campaign.again = Some(Again { at: now, gateway, claim: None });
+        }
+    }
+
+    pub(super) fn handshake_impossible(&mut self, now: Duration, error: HandshakeError) {
+        match error {
+            HandshakeError::Entropy(error) => self.no_entropy(now, error),
+            // The machine's own message cannot be wrong in any other way: an unusable cluster key in the profile. The
+            // search goes on with the next key.
+            HandshakeError::Malformed
+            | HandshakeError::UnknownClusterKey
+            | HandshakeError::UnsupportedSuite
+            | HandshakeError::Authentication
+            | HandshakeError::NodeProof(_) => {}
+        }
+    }
+
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "each is a separate fact of the message; called in three places"
+    )]
+    pub(super) fn handshake(
+        &mut self,
+        now: Duration,
+        path: PathId,
+        gateway: SocketAddr,
+        claim: Claim,
+        reason: Reason,
+        rekey: bool,
+        key: usize,
+        cookie: Option<[u8; 16]>,
+    ) -> Result<Handshake, HandshakeError> {
+        let index = self.random_index()?;
+        let cluster = self.config.cluster_keys.get(key).ok_or(HandshakeError::UnknownClusterKey)?;
+        let intent = AttachIntent {
+            session: self.session,
+            attach_seq: claim.attach_seq,
+            attempt: claim.attempt,
+            last_epoch: if self.session.is_some() { self.epoch } else { Epoch(0) },
+            reason: reason.number(),
+            capabilities: 0,
+            rekey,
+        };
+        let input = InitiationInput {
+            device: &self.config.device,
+            cluster,
+            suite: self.config.suite,
+            intent: &intent,
+            index,
+            cookie,
+        };
+        let mut init = Box::new([0; INIT_LEN]);
+        let initiation = Initiation::start(&input, &mut *self.entropy, &mut init)?;
+        Ok(Handshake {
+            initiation,
+            init,
+            path,
+            gateway,
+            claim,
+            sent_at: now,
+            sends: 1,
+            refused: 0,
+            cookies: 0,
+            key,
+        })
+    }
+
+    /// Closes the open handshakes that `which` names by their place among all.
+    pub(super) fn close_tries(&mut self, which: impl Fn(&Handshake, usize, usize) -> bool) {
+        let Some(campaign) = &mut self.campaign else { return };
+        let all = campaign.tries.len();
+        let mut index = 0;
+        campaign.tries.retain(|open| {
+            let close = which(open, index, all);
+            index += 1;
+            if close {
+                self.events.push_back(Event::ClosePath { path: open.path });
+            }
+            !close
+        });
+    }
+
+    /// Ends the search; `keep` is the path that goes on.
+    pub(super) fn end_campaign(&mut self, keep: Option<PathId>) {
+        let Some(campaign) = self.campaign.take() else { return };
+        let confirming = campaign.confirming.iter().map(|confirming| confirming.path);
+        for path in campaign.tries.iter().map(|open| open.path).chain(confirming) {
+            if Some(path) != keep {
+                self.events.push_back(Event::ClosePath { path });
+            }
+        }
+    }
+}
+
+pub(super) fn random_attempt(entropy: &mut dyn Entropy) -> Result<AttemptId, EntropyError> {
+    let mut bytes = [0; 16];
+    entropy.fill(&mut bytes)?;
+    Ok(AttemptId::from_uuid(uuid::Builder::from_random_bytes(bytes).into_uuid()))
+}

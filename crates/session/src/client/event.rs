@@ -1,0 +1,239 @@
+//! What goes in and out of the client machine.
+
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use jump_crypto::certificate::VerifyError;
+use jump_crypto::entropy::EntropyError;
+
+use super::detection::RoundTrip;
+use super::state::State;
+use crate::frame::Accepted;
+use crate::ids::{AttachSeq, Epoch, Incarnation, NodeId, SessionId};
+use crate::reason::Reason;
+
+/// The time of an input.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Now {
+    /// Since an arbitrary origin, on a clock that counts suspended time and never goes back.
+    pub at: Duration,
+    /// Seconds since the Unix epoch; only certificates and grants are held against it.
+    pub unix_seconds: u64,
+}
+
+/// Names one way to one gateway: a local socket on its own port, connected to a gateway's address. Never reused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PathId(pub u32);
+
+/// What the socket of a path reported.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PathError {
+    /// The peer's host answers that nobody listens (ICMP port unreachable).
+    Refused,
+    /// The peer cannot be reached from here, or the socket could not be opened.
+    Unreachable,
+}
+
+/// News of the device's own network.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NetworkChange {
+    /// Addresses, routes or links changed.
+    Changed,
+    /// The device was suspended and runs again.
+    Resumed,
+}
+
+/// A datagram to send on a path.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Transmit {
+    /// The path.
+    pub path: PathId,
+    /// Its bytes.
+    pub datagram: Vec<u8>,
+}
+
+/// What must survive a restart of the process. Holds no secret.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Stored {
+    /// The session to go on with, if any.
+    pub session: Option<SessionId>,
+    /// The last accepted epoch.
+    pub epoch: Epoch,
+    /// No attempt has used a higher number.
+    pub attach_seq: AttachSeq,
+    /// The session's inner addresses; empty when not known.
+    pub inner: Vec<IpAddr>,
+    /// The gateways that the last owner named, best first.
+    pub roster: Vec<SocketAddr>,
+}
+
+/// Orders writes of [`Stored`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Ticket(pub u64);
+
+/// How long the parts of an attach took.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Timings {
+    /// From the first unanswered traffic on the old path to the decision to leave it.
+    pub detect: Duration,
+    /// From the decision to the proven handshake.
+    pub handshake: Duration,
+    /// From the confirmation to the acceptance.
+    pub commit: Duration,
+}
+
+/// An accepted attach.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Attached {
+    /// The owner.
+    pub node: NodeId,
+    /// Its run.
+    pub incarnation: Incarnation,
+    /// Its address.
+    pub gateway: SocketAddr,
+    /// The path in use.
+    pub path: PathId,
+    /// Why the client attached.
+    pub reason: Reason,
+    /// True for the first acceptance of a new session.
+    pub born: bool,
+    /// How long it took.
+    pub timings: Timings,
+    /// What the owner gave.
+    pub accepted: Accepted,
+}
+
+/// What the caller must do, or may want to know.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    /// Open a socket on a new local port, connected to `gateway`. Failure is a path error.
+    OpenPath {
+        /// The new path.
+        path: PathId,
+        /// Where it leads.
+        gateway: SocketAddr,
+    },
+    /// Close the socket.
+    ClosePath {
+        /// The path.
+        path: PathId,
+    },
+    /// Write this durably, then call [`persisted`](super::Client::persisted). Later tickets replace earlier ones.
+    Persist {
+        /// Names the write.
+        ticket: Ticket,
+        /// What to write.
+        stored: Stored,
+    },
+    /// The state changed.
+    StateChanged {
+        /// Before.
+        from: State,
+        /// After.
+        to: State,
+        /// Why.
+        reason: Reason,
+    },
+    /// An attempt was sent to a gateway.
+    Attempted {
+        /// The gateway.
+        gateway: SocketAddr,
+        /// Its place in the client's order.
+        attach_seq: AttachSeq,
+        /// Why the client attaches.
+        reason: Reason,
+    },
+    /// A gateway owns the session. Addresses and routes of the first one stay in place through all later ones.
+    Attached(Box<Attached>),
+    /// The first inner packet after an acceptance arrived.
+    FirstByte {
+        /// The epoch.
+        epoch: Epoch,
+        /// Time since the acceptance.
+        after: Duration,
+    },
+    /// Fresh keys are in use, in the same epoch.
+    Rekeyed {
+        /// The epoch.
+        epoch: Epoch,
+    },
+    /// An attempt was rejected; another follows unless a `Terminated` does.
+    Rejected {
+        /// Who said so.
+        gateway: SocketAddr,
+        /// Why.
+        reason: Reason,
+        /// The session's epoch, as the rejection tells it.
+        current_epoch: Epoch,
+        /// When asking again makes sense.
+        retry_after: Duration,
+    },
+    /// A gateway said that it owns the session and could not prove it. Nothing of it was used.
+    Untrusted {
+        /// The gateway.
+        gateway: SocketAddr,
+        /// What is wrong with the grant.
+        error: VerifyError,
+    },
+    /// The session has ended for good; the machine does nothing more.
+    Terminated {
+        /// Why.
+        reason: Reason,
+    },
+    /// The generator refused to make randomness; the session has ended, because no further keys can be made.
+    NoEntropy(EntropyError),
+}
+
+/// What the machine did with a datagram that it did not want, by cause.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Drops {
+    /// No datagram of this protocol, or not one that a client receives.
+    pub malformed: u64,
+    /// A record for keys that are not held (any more).
+    pub unknown_index: u64,
+    /// A record seen before.
+    pub replayed: u64,
+    /// A record or reply that failed authentication.
+    pub unauthenticated: u64,
+    /// Authentic, but out of place: a stale result, data before its acceptance.
+    pub unexpected: u64,
+    /// An inner packet that is not for this session's addresses.
+    pub foreign: u64,
+    /// A reattach hint with a wrong token.
+    pub bad_hint: u64,
+    /// A cookie that is no answer to the client's own message.
+    pub bad_cookie: u64,
+    /// An acceptance whose grant was refused.
+    pub bad_grant: u64,
+    /// Control datagrams left out because the outgoing queue was full.
+    pub queue_full: u64,
+}
+
+/// A snapshot for people and metrics.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Status {
+    /// Where the session stands.
+    pub state: State,
+    /// Why it got there.
+    pub reason: Reason,
+    /// The session, once born.
+    pub session: Option<SessionId>,
+    /// The last accepted epoch.
+    pub epoch: Epoch,
+    /// The switch count inside the epoch, as the owner last told it.
+    pub binding: u64,
+    /// The owner, while there is one.
+    pub owner: Option<(NodeId, SocketAddr)>,
+    /// Inner addresses.
+    pub inner: Vec<IpAddr>,
+    /// Round trip to the owner.
+    pub rtt: Option<RoundTrip>,
+    /// Since when the owner was last heard, on the machine's clock.
+    pub last_received: Option<Duration>,
+    /// Gateways to reattach to.
+    pub roster: Vec<SocketAddr>,
+    /// Owners accepted by this process.
+    pub attaches: u64,
+    /// What was dropped.
+    pub drops: Drops,
+}

@@ -1,0 +1,261 @@
+//! Datagrams from the network: hostile until authenticated, each dropped by a counted cause or put to use.
+
+use std::net::IpAddr;
+
+use jump_crypto::cookie::{ReattachHint, open_cookie_reply};
+use jump_crypto::record::{Content, OpenError, RecordHeader};
+use jump_crypto::wire::DatagramType;
+
+use super::campaign::Handshake;
+use super::{Client, Event, Now, PathId, State};
+use crate::frame::Frame;
+use crate::reason::Reason;
+
+/// Whose keys a record was opened with.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Holder {
+    Link,
+    Confirming,
+    Rekeying,
+    Drain,
+}
+
+impl Client {
+    /// Takes in a datagram that arrived on `path`; opens a record in place. Returns the inner packet it carried, if any.
+    pub fn handle_datagram<'a>(
+        &mut self,
+        now: Now,
+        path: PathId,
+        datagram: &'a mut [u8],
+    ) -> Option<&'a mut [u8]> {
+        if self.state == State::Terminated {
+            return None;
+        }
+        match DatagramType::of(datagram) {
+            Some(DatagramType::Record) => return self.handle_record(now, path, datagram),
+            Some(DatagramType::AttachReply) => self.handle_reply(now, path, datagram),
+            Some(DatagramType::CookieReply) => self.handle_cookie(now, path, datagram),
+            Some(DatagramType::ReattachHint) => self.handle_hint(now, datagram),
+            Some(DatagramType::AttachInit | DatagramType::Mesh) | None => self.drops.malformed += 1,
+        }
+        self.drive(now);
+        None
+    }
+
+    fn handle_record<'a>(&mut self, now: Now, path: PathId, record: &'a mut [u8]) -> Option<&'a mut [u8]> {
+        let Some(header) = RecordHeader::parse(record) else {
+            self.drops.malformed += 1;
+            return None;
+        };
+        let (holder, opened) = {
+            let index = header.receiver;
+            let confirming = self.campaign.as_mut().and_then(|campaign| campaign.confirming.as_mut());
+            let (rekeying, link) = match self.link.as_mut() {
+                Some(link) => (link.rekey.confirming(), Some((link.keys.own_index, &mut link.keys.opening))),
+                None => (None, None),
+            };
+            if let Some((_, opening)) = link.filter(|(own, _)| *own == index) {
+                (Holder::Link, opening.open(record))
+            } else if let Some(confirming) = confirming.filter(|c| c.keys.own_index == index) {
+                (Holder::Confirming, confirming.keys.opening.open(record))
+            } else if let Some(rekeying) = rekeying.filter(|c| c.keys.own_index == index) {
+                (Holder::Rekeying, rekeying.keys.opening.open(record))
+            } else if let Some(drain) = self.drains.iter_mut().find(|drain| drain.index == index) {
+                (Holder::Drain, drain.opening.open(record))
+            } else {
+                self.drops.unknown_index += 1;
+                return None;
+            }
+        };
+        let opened = match opened {
+            Ok(opened) => opened,
+            Err(error) => {
+                match error {
+                    OpenError::Malformed => self.drops.malformed += 1,
+                    OpenError::Replay(_) => self.drops.replayed += 1,
+                    OpenError::Authentication => self.drops.unauthenticated += 1,
+                    OpenError::LimitReached => {
+                        self.drops.unauthenticated += 1;
+                        if let Some(link) = self.link.as_mut().filter(|_| holder == Holder::Link) {
+                            link.rekey.hurry(now.at);
+                        }
+                    }
+                }
+                return None;
+            }
+        };
+        if holder == Holder::Link {
+            self.link_answered(now.at);
+        }
+        match (holder, opened.content) {
+            (Holder::Link | Holder::Rekeying | Holder::Drain, Content::Packet) => {
+                if !is_for(&self.inner, opened.plaintext) {
+                    self.drops.foreign += 1;
+                    return None;
+                }
+                if holder == Holder::Link {
+                    self.note_first_byte(now);
+                }
+                Some(opened.plaintext)
+            }
+            (Holder::Link | Holder::Confirming | Holder::Rekeying, Content::Control) => {
+                match Frame::decode(opened.plaintext) {
+                    Ok(frame) => self.handle_frame(now, path, holder, frame),
+                    Err(_) => self.drops.malformed += 1,
+                }
+                self.drive(now);
+                None
+            }
+            // The network overtook the acceptance, or an owner that is none any more commands.
+            (Holder::Confirming, Content::Packet) | (Holder::Drain, Content::Control) => {
+                self.drops.unexpected += 1;
+                None
+            }
+        }
+    }
+
+    fn note_first_byte(&mut self, now: Now) {
+        if let Some(link) = &mut self.link
+            && let Some(accepted_at) = link.accepted_at.take()
+        {
+            let after = now.at.saturating_sub(accepted_at);
+            self.events.push_back(Event::FirstByte { epoch: link.epoch, after });
+        }
+    }
+
+    fn handle_frame(&mut self, now: Now, path: PathId, holder: Holder, frame: Frame) {
+        match (holder, frame) {
+            (Holder::Confirming, Frame::AttachResult(result)) => self.handle_result(now, *result),
+            (Holder::Rekeying, Frame::AttachResult(result)) => self.handle_rekey_result(now, *result),
+            (Holder::Link, Frame::Ping { id } | Frame::MtuProbe { id, .. }) => {
+                self.answer(path, &Frame::Pong { id });
+            }
+            (Holder::Link, Frame::PathChallenge { token }) => {
+                self.answer(path, &Frame::PathResponse { token });
+            }
+            (Holder::Link, Frame::Pong { id }) => {
+                if let Some(link) = &mut self.link {
+                    link.detector.ponged(now.at, id);
+                    link.suspicion = Reason::GatewayUnresponsive;
+                }
+            }
+            (Holder::Link, Frame::Migrate { reason, targets }) => {
+                let already = self.campaign.is_some();
+                if !already {
+                    self.leave_link(now.at, reason, &targets);
+                }
+            }
+            (Holder::Link, Frame::Terminated { reason }) => {
+                let reason = self.closing.as_ref().map_or(reason, |closing| closing.reason);
+                self.terminate(now.at, reason);
+            }
+            (Holder::Link, Frame::Bound { binding }) => self.binding = self.binding.max(binding),
+            // A repeated result of the attach that made this link.
+            (Holder::Link, Frame::AttachResult(_)) => {}
+            (Holder::Link, Frame::Confirm | Frame::PathResponse { .. } | Frame::Close { .. })
+            | (
+                Holder::Confirming | Holder::Rekeying | Holder::Drain,
+                Frame::Confirm
+                | Frame::Ping { .. }
+                | Frame::Pong { .. }
+                | Frame::PathChallenge { .. }
+                | Frame::PathResponse { .. }
+                | Frame::Migrate { .. }
+                | Frame::Terminated { .. }
+                | Frame::Close { .. }
+                | Frame::MtuProbe { .. }
+                | Frame::Bound { .. },
+            )
+            | (Holder::Drain, Frame::AttachResult(_)) => self.drops.unexpected += 1,
+        }
+    }
+
+    /// Answers a frame on the path it came by, under the link's keys. Asks nothing of the path.
+    fn answer(&mut self, path: PathId, frame: &Frame) {
+        let Some(link) = self.link.as_mut().filter(|link| link.usable) else { return };
+        let sealed = super::sealed_frame(frame, |buffer, len| {
+            link.keys.sealing.seal(Content::Control, buffer, len).ok()
+        });
+        if let Some(datagram) = sealed {
+            self.transmit(path, datagram);
+        }
+    }
+
+    fn handle_reply(&mut self, now: Now, path: PathId, reply: &[u8]) {
+        let rekeying =
+            self.link.as_mut().filter(|link| link.path == path).and_then(|link| link.rekey.started());
+        let searching = self.campaign.as_mut();
+        let open = match rekeying {
+            Some(open) => Some(open),
+            None => searching.and_then(|campaign| campaign.tries.iter_mut().find(|open| open.path == path)),
+        };
+        let Some(open) = open.filter(|open| open.refused < Handshake::REFUSED_MAX) else {
+            self.drops.unexpected += 1;
+            return;
+        };
+        match open.initiation.finish(reply, &self.config.verifier, now.unix_seconds) {
+            Ok((keys, info)) => self.handshake_finished(now, path, keys, info),
+            Err(_) => {
+                open.refused += 1;
+                self.drops.unauthenticated += 1;
+            }
+        }
+    }
+
+    fn handle_cookie(&mut self, now: Now, path: PathId, reply: &[u8]) {
+        let found = self.campaign.as_ref().and_then(|campaign| {
+            let at = campaign.tries.iter().position(|open| open.path == path)?;
+            Some((at, &campaign.tries[at], campaign.reason))
+        });
+        let Some((at, open, reason)) = found.filter(|(_, open, _)| open.cookies < Handshake::COOKIES_MAX)
+        else {
+            self.drops.unexpected += 1;
+            return;
+        };
+        let cluster = self.config.cluster_keys.get(open.key);
+        let Some(cookie) = cluster.and_then(|key| open_cookie_reply(key, &open.init[..], reply)) else {
+            self.drops.bad_cookie += 1;
+            return;
+        };
+        let (gateway, claim, key, cookies) = (open.gateway, open.claim, open.key, open.cookies + 1);
+        match self.handshake(now.at, path, gateway, claim, reason, false, key, Some(cookie)) {
+            Ok(handshake) => {
+                self.transmit(path, handshake.init.to_vec());
+                if let Some(open) = self.campaign.as_mut().and_then(|campaign| campaign.tries.get_mut(at)) {
+                    *open = Handshake { cookies, ..handshake };
+                }
+            }
+            Err(error) => self.handshake_impossible(now.at, error),
+        }
+    }
+
+    fn handle_hint(&mut self, now: Now, datagram: &[u8]) {
+        let Some(hint) = ReattachHint::parse(datagram) else {
+            self.drops.malformed += 1;
+            return;
+        };
+        let of_link = |link: &&super::Link| link.keys.peer_index == hint.index && hint.carries(&link.hint);
+        let of_confirming = self
+            .campaign
+            .as_ref()
+            .and_then(|campaign| campaign.confirming.as_ref())
+            .is_some_and(|c| c.keys.peer_index == hint.index && hint.carries(&c.hint));
+        if of_confirming {
+            self.fail_confirmation(now.at, Reason::ReattachHint);
+        } else if self.link.as_ref().filter(of_link).is_some() {
+            self.lose_link(now.at, Reason::ReattachHint);
+        } else {
+            self.drops.bad_hint += 1;
+        }
+    }
+}
+
+/// True when the inner packet's destination is one of `inner`.
+fn is_for(inner: &[IpAddr], packet: &[u8]) -> bool {
+    let destination = match packet.first().map(|byte| byte >> 4) {
+        Some(4) => packet.get(16..20).and_then(|b| <[u8; 4]>::try_from(b).ok()).map(IpAddr::from),
+        Some(6) => packet.get(24..40).and_then(|b| <[u8; 16]>::try_from(b).ok()).map(IpAddr::from),
+        Some(_) | None => None,
+    };
+    destination.is_some_and(|destination| inner.contains(&destination))
+}

@@ -1,0 +1,190 @@
+//! The link to the session's owner, and the links that only drain.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use jump_crypto::certificate::NodeClaims;
+use jump_crypto::cookie::HINT_LEN;
+use jump_crypto::handshake::Established;
+use jump_crypto::record::{Content, OpeningKey, SealLimitReached};
+
+use super::detection::{Detector, Verdict};
+use super::rekey::Rekey;
+use super::{Client, Event, NetworkChange, Now, PathId, State, Trigger};
+use crate::frame::Frame;
+use crate::ids::{Epoch, ReceiverIndex};
+use crate::reason::Reason;
+
+/// The keys and the path to the owner.
+pub(super) struct Link {
+    pub(super) keys: Established,
+    pub(super) node: NodeClaims,
+    pub(super) hint: [u8; HINT_LEN],
+    pub(super) path: PathId,
+    pub(super) gateway: SocketAddr,
+    pub(super) epoch: Epoch,
+    pub(super) detector: Detector,
+    /// False once the path is lost or its keys are spent: it may still receive, and nothing is sent on it.
+    pub(super) usable: bool,
+    /// Set until the first inner packet arrives: when the link was accepted.
+    pub(super) accepted_at: Option<Duration>,
+    /// What a loss of the path is put down to.
+    pub(super) suspicion: Reason,
+    pub(super) rekey: Rekey,
+}
+
+/// The receiving half of keys that were replaced.
+pub(super) struct Drain {
+    pub(super) opening: OpeningKey,
+    pub(super) index: ReceiverIndex,
+    pub(super) until: Duration,
+    /// The path to close at the end, unless the new keys use it too.
+    pub(super) path: Option<PathId>,
+}
+
+impl Link {
+    pub(super) fn seal(
+        &mut self,
+        now: Duration,
+        content: Content,
+        frame: &mut [u8],
+        len: usize,
+    ) -> Result<usize, SealLimitReached> {
+        let sealed = self.keys.sealing.seal(content, frame, len)?;
+        self.detector.sent(now);
+        if self.keys.sealing.wants_rekey() {
+            self.rekey.hurry(now);
+        }
+        Ok(sealed)
+    }
+
+    pub(super) fn timeout(&self) -> Duration {
+        if self.usable { self.detector.timeout().min(self.rekey.timeout()) } else { Duration::MAX }
+    }
+}
+
+impl Client {
+    pub(super) const DRAINS_MAX: usize = 4;
+
+    pub(super) fn drive_link(&mut self, now: Now) {
+        let Some(link) = self.link.as_mut().filter(|link| link.usable) else { return };
+        match link.detector.poll(now.at) {
+            Verdict::Quiet => {}
+            Verdict::Probe { id, unanswered } => {
+                self.send_on_link(now.at, &Frame::Ping { id });
+                if unanswered > 0 {
+                    self.step(now.at, Trigger::Unanswered, Reason::PathDegraded);
+                }
+            }
+            Verdict::Dead => {
+                let reason = link.suspicion;
+                self.lose_link(now.at, reason);
+                return;
+            }
+        }
+        if self.steady_at().is_some_and(|at| at <= now.at) {
+            // The path has been answering, and nobody asks it: ask, so that the state can settle.
+            if let Some(link) = &mut self.link {
+                link.detector.probe_now(now.at);
+            }
+            return self.drive_link(now);
+        }
+        self.drive_rekey(now);
+    }
+
+    /// When a wobbling path that answers is asked again, so that it can be called steady.
+    pub(super) fn steady_at(&self) -> Option<Duration> {
+        let link = self.link.as_ref().filter(|link| link.usable && !link.detector.is_asked())?;
+        match self.state {
+            State::Volatile | State::Degraded => {
+                Some(self.state_since.max(link.detector.last_received()) + link.detector.probe_timeout())
+            }
+            State::Birth | State::Attached | State::Reattaching | State::Recovering | State::Terminated => {
+                None
+            }
+        }
+    }
+
+    /// An authenticated record arrived on the link.
+    pub(super) fn link_answered(&mut self, now: Duration) {
+        let Some(link) = &mut self.link else { return };
+        link.detector.received(now);
+        self.contact = now;
+        match self.state {
+            State::Attached | State::Recovering | State::Birth | State::Terminated => {}
+            State::Volatile | State::Degraded => {
+                // One step for each quiet interval, so that a single packet does not hide a bad path.
+                if now >= self.state_since + link.detector.probe_timeout() {
+                    self.step(now, Trigger::Answered, Reason::PathRecovered);
+                }
+            }
+            State::Reattaching => {
+                let given_up = self.campaign.as_ref().is_some_and(|campaign| {
+                    campaign.reason == Reason::GatewayUnresponsive && campaign.confirming.is_none()
+                });
+                if given_up && !link.usable {
+                    link.usable = true;
+                    self.end_campaign(None);
+                    self.step(now, Trigger::Returned, Reason::PathRecovered);
+                }
+            }
+        }
+    }
+
+    /// The path to the owner is lost: nothing is sent on it any more, and another gateway is looked for.
+    pub(super) fn lose_link(&mut self, now: Duration, reason: Reason) {
+        let Some(link) = self.link.as_mut().filter(|link| link.usable) else { return };
+        link.usable = false;
+        link.rekey.reset(now);
+        let silent_since = link.detector.silent_since();
+        if self.closing.take().is_some() {
+            return self.terminate(now, Reason::ClientClosed);
+        }
+        self.step(now, Trigger::Lost, reason);
+        self.begin_campaign(now, reason, &[], silent_since);
+    }
+
+    /// Another gateway is looked for while the path to this one goes on forwarding.
+    pub(super) fn leave_link(&mut self, now: Duration, reason: Reason, targets: &[SocketAddr]) {
+        if self.link.as_ref().is_some_and(|link| link.usable) && self.closing.is_none() {
+            self.step(now, Trigger::Move, reason);
+            self.begin_campaign(now, reason, targets, now);
+        }
+    }
+
+    /// Takes a new local port to the same gateway under the same keys, and asks it at once.
+    pub(super) fn rebind(&mut self, now: Duration, change: NetworkChange) {
+        let Some(link) = &self.link else { return };
+        let (old, gateway) = (link.path, link.gateway);
+        let path = self.open_path(gateway);
+        self.events.push_back(Event::ClosePath { path: old });
+        if let Some(link) = &mut self.link {
+            link.path = path;
+            link.rekey.reset(now);
+            link.suspicion = match change {
+                NetworkChange::Changed => Reason::NetworkChanged,
+                NetworkChange::Resumed => Reason::Resumed,
+            };
+            link.detector.probe_now(now);
+        }
+    }
+
+    /// Keeps the receiving half of `keys` for the drain window.
+    pub(super) fn drain(&mut self, now: Duration, keys: Established, path: Option<PathId>) {
+        if self.drains.len() == Self::DRAINS_MAX {
+            self.end_drain();
+        }
+        self.drains.push_back(Drain {
+            opening: keys.opening,
+            index: keys.own_index,
+            until: now + self.config.tuning.drain_window,
+            path,
+        });
+    }
+
+    pub(super) fn end_drain(&mut self) {
+        if let Some(path) = self.drains.pop_front().and_then(|drain| drain.path) {
+            self.events.push_back(Event::ClosePath { path });
+        }
+    }
+}

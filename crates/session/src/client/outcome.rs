@@ -1,0 +1,227 @@
+//! From a proven gateway to its answer: the confirmation, the acceptance with its grant, the rejection.
+
+use std::time::Duration;
+
+use jump_crypto::certificate::VerifyError;
+use jump_crypto::grant::{Grant, GrantClaims};
+use jump_crypto::handshake::{Established, ReplyInfo};
+
+use super::campaign::{Again, Confirming};
+use super::detection::Detector;
+use super::link::Link;
+use super::rejection::{Course, course};
+use super::rekey::Rekey;
+use super::{Attached, Client, Event, Now, PathId, Timings, Trigger};
+use crate::frame::{Accepted, AttachResult};
+use crate::ids::{AttachSeq, Epoch};
+use crate::reason::Reason;
+
+/// A rejected client asks again no sooner and no later than this, whatever the gateway says.
+const RETRY_AFTER_MIN: Duration = Duration::from_millis(20);
+const RETRY_AFTER_MAX: Duration = Duration::from_secs(5);
+
+impl Client {
+    /// A gateway proved itself on `path`: the open handshakes with others end, and this one is asked for the session.
+    pub(super) fn handshake_finished(&mut self, now: Now, path: PathId, keys: Established, info: ReplyInfo) {
+        if self.link.as_ref().is_some_and(|link| link.path == path) {
+            return self.rekey_proven(now, keys, info);
+        }
+        let Some(campaign) = &mut self.campaign else { return };
+        let Some(at) = campaign.tries.iter().position(|open| open.path == path) else { return };
+        let open = campaign.tries.swap_remove(at);
+        let replaced = campaign.confirming.replace(Confirming {
+            keys,
+            node: info.node,
+            hint: info.hint,
+            path,
+            gateway: open.gateway,
+            claim: open.claim,
+            rtt: (open.sends == 1).then(|| now.at.saturating_sub(open.sent_at)),
+            handshake: now.at.saturating_sub(campaign.decided_at),
+            started: now.at,
+            due: now.at,
+            interval: Confirming::INTERVAL,
+            deadline: Some(now.at + self.config.tuning.confirm_timeout),
+            rides_left: Confirming::RIDES_MAX,
+        });
+        campaign.wait();
+        let reason = campaign.reason;
+        if let Some(replaced) = replaced {
+            self.events.push_back(Event::ClosePath { path: replaced.path });
+        }
+        self.close_tries(|_, _, _| true);
+        self.step(now.at, Trigger::Proven, reason);
+    }
+
+    pub(super) fn drive_confirmation(&mut self, now: Duration) {
+        let Some(campaign) = &mut self.campaign else { return };
+        let Some(confirming) = &mut campaign.confirming else { return };
+        if confirming.deadline.is_some_and(|deadline| deadline <= now) {
+            // Its answer is still welcome until another gateway proves itself.
+            confirming.deadline = None;
+            campaign.go_on(now, &self.config.tuning, None);
+            let reason = campaign.reason;
+            self.step(now, Trigger::Failed, reason);
+            return self.drive_confirmation(now);
+        }
+        if confirming.due <= now {
+            let path = confirming.path;
+            match confirming.confirm(now) {
+                Some(datagram) => self.transmit(path, datagram),
+                None => self.fail_confirmation(now, Reason::KeyLimitReached),
+            }
+        }
+    }
+
+    /// The confirmed gateway is gone: the search goes on at once.
+    pub(super) fn fail_confirmation(&mut self, now: Duration, reason: Reason) {
+        let Some(campaign) = &mut self.campaign else { return };
+        let Some(confirming) = campaign.confirming.take() else { return };
+        // A gateway that sent a hint is alive and has forgotten: ask it again, anew.
+        let again = (reason == Reason::ReattachHint).then_some(Again {
+            at: now,
+            gateway: confirming.gateway,
+            claim: None,
+        });
+        campaign.go_on(now, &self.config.tuning, again);
+        self.events.push_back(Event::ClosePath { path: confirming.path });
+        self.step(now, Trigger::Failed, reason);
+    }
+
+    /// The confirmed gateway answered.
+    pub(super) fn handle_result(&mut self, now: Now, result: AttachResult) {
+        let Some(confirming) = self.campaign.as_mut().and_then(|campaign| campaign.confirming.take()) else {
+            return;
+        };
+        match result {
+            AttachResult::Accepted(accepted) => match self.verify(now, &confirming, &accepted) {
+                Ok(()) => self.install(now, confirming, accepted),
+                Err(error) => {
+                    self.drops.bad_grant += 1;
+                    let gateway = confirming.gateway;
+                    self.events.push_back(Event::Untrusted { gateway, error });
+                    self.events.push_back(Event::ClosePath { path: confirming.path });
+                    self.search_on(now.at, None, self.state_reason);
+                }
+            },
+            AttachResult::Rejected { reason, current_epoch, current_attach_seq, retry_after } => {
+                let gateway = confirming.gateway;
+                self.events.push_back(Event::Rejected { gateway, reason, current_epoch, retry_after });
+                self.events.push_back(Event::ClosePath { path: confirming.path });
+                self.rejected(now.at, &confirming, reason, current_attach_seq, retry_after);
+            }
+        }
+    }
+
+    fn rejected(
+        &mut self,
+        now: Duration,
+        confirming: &Confirming,
+        reason: Reason,
+        current_attach_seq: AttachSeq,
+        retry_after: Duration,
+    ) {
+        let at = now + retry_after.clamp(RETRY_AFTER_MIN, RETRY_AFTER_MAX);
+        let gateway = confirming.gateway;
+        let again = match course(reason) {
+            Course::SameClaim => Some(Again { at, gateway, claim: Some(confirming.claim) }),
+            Course::SameGateway if reason == Reason::StaleAttempt => {
+                if !self.sequence.go_past(current_attach_seq) {
+                    return self.terminate(now, Reason::AttemptsExceeded);
+                }
+                Some(Again { at: now, gateway, claim: None })
+            }
+            Course::SameGateway => Some(Again { at, gateway, claim: None }),
+            Course::NextGateway => None,
+            Course::End => return self.terminate(now, reason),
+        };
+        self.search_on(now, again, reason);
+    }
+
+    fn search_on(&mut self, now: Duration, again: Option<Again>, reason: Reason) {
+        if let Some(campaign) = &mut self.campaign {
+            campaign.go_on(now, &self.config.tuning, again);
+        }
+        self.step(now, Trigger::Failed, reason);
+    }
+
+    /// Says whether the acceptance holds: right session, larger epoch, same addresses, and control's word for it.
+    fn verify(&self, now: Now, confirming: &Confirming, accepted: &Accepted) -> Result<(), VerifyError> {
+        if self.session.is_some_and(|session| session != accepted.session) {
+            return Err(VerifyError::Mismatch("session"));
+        }
+        if accepted.epoch <= self.epoch {
+            return Err(VerifyError::Mismatch("epoch"));
+        }
+        if accepted.inner.is_empty() || !(self.inner.is_empty() || self.inner == accepted.inner) {
+            return Err(VerifyError::Mismatch("inner address"));
+        }
+        let expected = GrantClaims {
+            handshake_hash: confirming.keys.handshake_hash,
+            session: accepted.session,
+            device: self.config.device.public(),
+            epoch: accepted.epoch,
+            node: confirming.node.node.clone(),
+            incarnation: confirming.node.incarnation,
+            not_after: 0,
+        };
+        Grant::parse(&accepted.grant)?.verify(&self.config.verifier, &expected, now.unix_seconds)
+    }
+
+    /// The new owner takes over: its keys send, the old ones only receive for a while.
+    fn install(&mut self, now: Now, confirming: Confirming, accepted: Accepted) {
+        let Some(campaign) = &self.campaign else { return };
+        let timings = Timings {
+            detect: campaign.detect,
+            handshake: confirming.handshake,
+            commit: now.at.saturating_sub(confirming.started),
+        };
+        let reason = campaign.reason;
+        let born = self.epoch == Epoch(0);
+        let rtt = self.link.as_ref().filter(|link| link.gateway == confirming.gateway);
+        let mut detector =
+            Detector::new(self.config.tuning.patience, now.at, rtt.and_then(|link| link.detector.rtt()));
+        if let Some(sample) = confirming.rtt {
+            detector.sample(sample);
+        }
+        let link = Link {
+            detector,
+            rekey: Rekey::due_at(now.at + self.config.tuning.rekey_after),
+            keys: confirming.keys,
+            node: confirming.node,
+            hint: confirming.hint,
+            path: confirming.path,
+            gateway: confirming.gateway,
+            epoch: accepted.epoch,
+            usable: true,
+            accepted_at: Some(now.at),
+            suspicion: Reason::GatewayUnresponsive,
+        };
+        self.end_campaign(Some(link.path));
+        let attached = Attached {
+            node: link.node.node.clone(),
+            incarnation: link.node.incarnation,
+            gateway: link.gateway,
+            path: link.path,
+            reason,
+            born,
+            timings,
+            accepted,
+        };
+        if let Some(old) = self.link.replace(link) {
+            self.drain(now.at, old.keys, Some(old.path));
+        }
+        self.session = Some(attached.accepted.session);
+        self.epoch = attached.accepted.epoch;
+        self.binding = 0;
+        self.birth_attempt = None;
+        self.inner.clone_from(&attached.accepted.inner);
+        self.roster.clone_from(&attached.accepted.roster);
+        self.recovery = attached.accepted.recovery_window + attached.accepted.lease;
+        self.contact = now.at;
+        self.attaches += 1;
+        self.step(now.at, Trigger::Accepted, reason);
+        self.events.push_back(Event::Attached(Box::new(attached)));
+        self.persist();
+    }
+}

@@ -1,0 +1,8 @@
+//! The client against gateways that hold real handshake keys, in virtual time.
+#![expect(clippy::wildcard_enum_match_arm, reason = "a test looks for one kind of event or frame among all")]
+
+mod attach;
+mod chaos;
+mod hostile;
+mod owner;
+mod world;
