@@ -1,5 +1,5 @@
 //! Denial-of-service gates of first messages: `mac1`, the stateless cookie, and the reattach hint
-//! (`docs/protocol.md` §3.4, §6). All derive from the cluster key, so any replica can check what another issued.
+//! (`docs/protocol.md` §6). All derive from the cluster key, so any replica can check what another issued.
 
 use core::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -228,3 +228,6 @@ impl fmt::Debug for ReattachHint {
         write!(f, "ReattachHint({:?})", self.index)
     }
 }
+
+#[cfg(test)]
+mod tests;

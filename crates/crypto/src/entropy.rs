@@ -162,3 +162,6 @@ impl fmt::Debug for OsEntropy {
         f.write_str("OsEntropy")
     }
 }
+
+#[cfg(test)]
+mod tests;

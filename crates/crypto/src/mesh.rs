@@ -100,3 +100,73 @@ impl fmt::Debug for MeshSecret {
         write!(f, "MeshSecret({} links)", self.linked.len())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::{Content, HEADER_LEN, OVERHEAD, OpenError};
+    use crate::testing::SeededEntropy;
+
+    fn end(number: u16, incarnation: u64, secret: &MeshSecret) -> MeshEnd {
+        MeshEnd { number: NodeNumber(number), incarnation: Incarnation(incarnation), public: secret.public() }
+    }
+
+    fn secrets() -> (MeshSecret, MeshSecret) {
+        let mut entropy = SeededEntropy::new(4);
+        (MeshSecret::generate(&mut entropy).unwrap(), MeshSecret::generate(&mut entropy).unwrap())
+    }
+
+    fn sealed(key: &mut SealingKey) -> Vec<u8> {
+        let mut record = vec![1; OVERHEAD + 3];
+        record[HEADER_LEN..HEADER_LEN + 3].copy_from_slice(b"abc");
+        key.seal(Content::Packet, &mut record, 3).unwrap();
+        record
+    }
+
+    #[test]
+    fn each_end_opens_what_the_other_seals_and_never_its_own() {
+        let (mut a, mut b) = secrets();
+        let (end_a, end_b) = (end(1, 10, &a), end(2, 20, &b));
+        let (mut seal_a, mut open_a) = a.link(&end_a, &end_b).unwrap();
+        let (mut seal_b, mut open_b) = b.link(&end_b, &end_a).unwrap();
+        let record = sealed(&mut seal_a);
+        assert_eq!(record[4..8], ReceiverIndex::of_node(NodeNumber(1), 0).0.to_be_bytes());
+        assert_eq!(open_b.open(&mut record.clone()).unwrap().plaintext, b"abc");
+        let mut reflected = record;
+        reflected[4..8].copy_from_slice(&open_a.receiver().0.to_be_bytes());
+        assert_eq!(open_a.open(&mut reflected), Err(OpenError::Authentication));
+        assert_eq!(open_a.open(&mut sealed(&mut seal_b)).unwrap().plaintext, b"abc");
+    }
+
+    #[test]
+    fn a_links_keys_are_handed_out_once() {
+        let (mut a, b) = secrets();
+        let (end_a, end_b) = (end(1, 10, &a), end(2, 20, &b));
+        a.link(&end_a, &end_b).unwrap();
+        assert_eq!(a.link(&end_a, &end_b).unwrap_err(), LinkError::AlreadyLinked);
+    }
+
+    #[test]
+    fn another_number_or_incarnation_of_either_end_is_another_key() {
+        let (mut a, mut b) = secrets();
+        let (end_a, end_b) = (end(1, 10, &a), end(2, 20, &b));
+        let (mut seal, _) = a.link(&end_a, &end_b).unwrap();
+        let record = sealed(&mut seal);
+        for (own, peer) in [(end(2, 21, &b), end_a), (end(3, 20, &b), end_a), (end_b, end(1, 11, &a))] {
+            let (_, mut open) = b.link(&own, &peer).unwrap();
+            assert_eq!(open.open(&mut record.clone()), Err(OpenError::Authentication), "{own:?} {peer:?}");
+        }
+    }
+
+    #[test]
+    fn degenerate_or_confused_ends_make_no_link() {
+        let (mut a, b) = secrets();
+        let (end_a, end_b) = (end(1, 10, &a), end(2, 20, &b));
+        let degenerate = MeshEnd { public: [0; 32], ..end_b };
+        assert_eq!(a.link(&end_a, &degenerate).unwrap_err(), LinkError::DegenerateKey);
+        assert_eq!(a.link(&end_a, &end_a).unwrap_err(), LinkError::WrongEnds);
+        assert_eq!(a.link(&end_b, &end_a).unwrap_err(), LinkError::WrongEnds);
+        let same_number = MeshEnd { number: NodeNumber(1), ..end_b };
+        assert_eq!(a.link(&end_a, &same_number).unwrap_err(), LinkError::WrongEnds);
+    }
+}

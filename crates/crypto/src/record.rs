@@ -373,3 +373,6 @@ impl fmt::Debug for OpeningKey {
         write!(f, "OpeningKey({:?} at {:?}, newest {:?})", self.key.aead, self.receiver, self.window.newest())
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -142,7 +142,7 @@ impl<const BLOCKS: usize, const BITS: u64> Window<BLOCKS, BITS> {
     }
 
     fn shrink(&mut self) {
-        let Some(next) = self.newest.map(|newest| newest.saturating_add(1)) else { return };
+        let Some(next) = self.newest.and_then(|newest| newest.checked_add(1)) else { return };
         self.floor = next;
         self.first = 0;
         self.ring = None;
@@ -156,3 +156,6 @@ impl<const BLOCKS: usize, const BITS: u64> Window<BLOCKS, BITS> {
         1 << (counter % BITS)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,7 +1,7 @@
 //! What node certificates and grants share: a versioned body, the signer's key id and an Ed25519 signature.
 //!
 //! `version (1) ‖ kind (1) ‖ key id (4) ‖ fields ‖ signature (64)`; the signature covers a domain label and
-//! everything before it (`docs/protocol.md` §6.3).
+//! everything before it (`docs/protocol.md` §6.5).
 
 use crate::certificate::VerifyError;
 use crate::codec::{Malformed, Reader};
@@ -72,3 +72,6 @@ impl From<Malformed> for VerifyError {
         Self::Malformed
     }
 }
+
+#[cfg(test)]
+mod tests;
