@@ -1,1 +1,3 @@
-//! stub
+//! jump-control: the stateless gRPC service that arbitrates session ownership.
+
+pub mod store;

@@ -1,0 +1,130 @@
+//! What the tests start: stores of both kinds, on free ports and in directories that vanish.
+
+use std::net::{Ipv4Addr, TcpListener};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::time::Duration;
+
+use jump_control::store::etcd::{EtcdConfig, EtcdStore};
+use jump_control::store::{EmbeddedStore, SharedStore};
+use tempfile::TempDir;
+
+/// A port that was free a moment ago.
+pub fn free_port() -> u16 {
+    TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port()
+}
+
+/// A single etcd node on loopback; killed when dropped.
+pub struct Etcd {
+    dir: TempDir,
+    client_port: u16,
+    peer_port: u16,
+    child: Option<Child>,
+}
+
+impl Etcd {
+    pub fn start() -> Self {
+        let mut etcd = Self {
+            dir: tempfile::tempdir().unwrap(),
+            client_port: free_port(),
+            peer_port: free_port(),
+            child: None,
+        };
+        etcd.spawn();
+        etcd
+    }
+
+    pub fn endpoint(&self) -> String {
+        format!("http://127.0.0.1:{}", self.client_port)
+    }
+
+    pub fn kill(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            child.kill().unwrap();
+            child.wait().unwrap();
+        }
+    }
+
+    pub fn spawn(&mut self) {
+        let client = self.endpoint();
+        let peer = format!("http://127.0.0.1:{}", self.peer_port);
+        let child = Command::new("etcd")
+            .args(["--name", "test", "--data-dir"])
+            .arg(self.dir.path().join("data"))
+            .args(["--listen-client-urls", &client, "--advertise-client-urls", &client])
+            .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer])
+            .args(["--initial-cluster", &format!("test={peer}")])
+            .args(["--heartbeat-interval", "50", "--election-timeout", "500", "--max-txn-ops", "1024"])
+            .args(["--grpc-keepalive-min-time", "500ms", "--unsafe-no-fsync", "--log-level", "error"])
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn();
+        let child = child.or_else(|_| {
+            // Debian's 3.4 does not know every flag of 3.5.
+            Err(std::io::Error::other("cannot start etcd: install it with `apt-get install etcd-server`"))
+        });
+        self.child = Some(child.unwrap());
+    }
+
+    pub fn config(&self) -> EtcdConfig {
+        EtcdConfig {
+            keepalive_interval: Duration::from_millis(500),
+            keepalive_timeout: Duration::from_millis(400),
+            ..EtcdConfig::new(vec![self.endpoint()])
+        }
+    }
+
+    /// Connects once the server answers.
+    pub async fn connect(&self) -> EtcdStore {
+        for _ in 0..20 {
+            if let Ok(store) = EtcdStore::connect(self.config()).await {
+                return store;
+            }
+        }
+        EtcdStore::connect(self.config()).await.unwrap()
+    }
+}
+
+impl Drop for Etcd {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// A store under test with what it takes to hurt it.
+pub enum Harness {
+    Embedded { dir: TempDir },
+    Etcd(Box<Etcd>),
+}
+
+/// How many revisions the embedded store under test looks back on.
+pub const HISTORY_REVISIONS: usize = 64;
+
+impl Harness {
+    pub fn embedded() -> Self {
+        Self::Embedded { dir: tempfile::tempdir().unwrap() }
+    }
+
+    pub fn etcd() -> Self {
+        Self::Etcd(Box::new(Etcd::start()))
+    }
+
+    pub fn path(&self) -> Option<PathBuf> {
+        match self {
+            Self::Embedded { dir } => Some(dir.path().join("store.redb")),
+            Self::Etcd(_) => None,
+        }
+    }
+
+    /// Opens the store; for the embedded one every other handle must be gone.
+    pub async fn open(&self) -> SharedStore {
+        match self {
+            Self::Embedded { .. } => {
+                let path = self.path().unwrap();
+                Arc::new(EmbeddedStore::open_with_history(&path, HISTORY_REVISIONS).unwrap())
+            }
+            Self::Etcd(etcd) => Arc::new(etcd.connect().await),
+        }
+    }
+}
