@@ -1,1 +1,3 @@
+//! jump-control: the stateless gRPC service that arbitrates session ownership.
+
 fn main() {}
