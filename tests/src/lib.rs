@@ -1,3 +1,4 @@
 //! Whole-system tests of Jumping VPN: the lab that the end-to-end tests, the demo and the benchmarks run in.
 
+pub mod demo;
 pub mod lab;

@@ -165,6 +165,11 @@ impl Download {
         (self.progress.received.load(Ordering::Relaxed), self.expected)
     }
 
+    /// Whether it has come to its end, good or bad.
+    pub fn has_ended(&self) -> bool {
+        self.progress.finished.load(Ordering::Acquire)
+    }
+
     /// Waits until that many bytes have come.
     ///
     /// # Errors

@@ -28,6 +28,11 @@ pub struct Ownership {
 }
 
 impl Ownership {
+    /// Its inner addresses, for people.
+    pub fn inner_text(&self) -> String {
+        self.inner.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+    }
+
     /// Reads one object.
     ///
     /// # Errors
