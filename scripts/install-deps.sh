@@ -7,7 +7,8 @@
 #   demo      network namespaces
 #   etcd      the etcd server of the three-node store
 #   embedded  nothing (the store is part of jump-control)
-#   test      packet capture, for checks that a paused gateway forwards nothing
+#   test      packet capture, for checks that a paused gateway forwards nothing; the syslog server of the audit tests
+#   observability  the syslog server, and promtool for the alert rules
 set -eu
 
 packages=""
@@ -17,6 +18,12 @@ need() {
     package=$1
     shift
     "$@" >/dev/null 2>&1 || packages="$packages $package"
+}
+
+# rsyslog with its TLS driver.
+need_syslog() {
+    need rsyslog command -v rsyslogd
+    need rsyslog-gnutls sh -c 'ls /usr/lib/*/rsyslog/lmnsd_gtls.so /usr/lib/rsyslog/lmnsd_gtls.so 2>/dev/null | grep -q .'
 }
 
 # Server binaries live in sbin directories that an ordinary PATH may lack.
@@ -45,9 +52,14 @@ for group in "$@"; do
         embedded) ;;
         test)
             need tcpdump command -v tcpdump
+            need_syslog
+            ;;
+        observability)
+            need_syslog
+            need prometheus command -v promtool
             ;;
         *)
-            echo "install-deps: unknown group '$group'; the groups are build, demo, etcd, embedded and test" >&2
+            echo "install-deps: unknown group '$group'; the groups are build, demo, etcd, embedded, test and observability" >&2
             exit 2
             ;;
     esac

@@ -42,29 +42,39 @@ impl FileSink {
         Ok(sink)
     }
 
-    fn write(&mut self, batch: &[Arc<Record>]) -> std::io::Result<()> {
-        self.text.clear();
-        for record in batch {
-            self.text.push_str(&record.json);
-            self.text.push('\n');
-        }
+    /// Writes the events up to the next rotation, at least one. Returns how many.
+    fn write(&mut self, batch: &[Arc<Record>]) -> std::io::Result<usize> {
         let mut open = match self.open.take() {
             Some(open) if self.in_place(&open) => open,
             Some(_) | None => self.reopen()?,
         };
-        let size = self.text.len() as u64;
-        if open.length > 0 && open.length + size > self.config.rotate_bytes {
+        if open.length > 0 && !self.fits(open.length, &batch[0]) {
+            drop(open);
             self.rotate()?;
             open = self.reopen()?;
         }
+        self.text.clear();
+        let mut count = 0;
+        for record in batch {
+            if count > 0 && !self.fits(open.length + self.text.len() as u64, record) {
+                break;
+            }
+            self.text.push_str(&record.json);
+            self.text.push('\n');
+            count += 1;
+        }
         if let Err(error) = open.file.write_all(self.text.as_bytes()) {
-            // Half a line must not stay: the whole batch is written again.
+            // Half a line must not stay: all of them are written again.
             let _ = open.file.set_len(open.length);
             return Err(error);
         }
-        open.length += size;
+        open.length += self.text.len() as u64;
         self.open = Some(open);
-        Ok(())
+        Ok(count)
+    }
+
+    fn fits(&self, length: u64, record: &Record) -> bool {
+        length + record.json.len() as u64 + 1 <= self.config.rotate_bytes
     }
 
     fn in_place(&self, open: &Open) -> bool {
@@ -107,10 +117,14 @@ impl Deliver for FileSink {
     }
 
     async fn deliver(&mut self, batch: &[Arc<Record>]) -> Verdict {
-        match self.write(batch) {
-            Ok(()) => Verdict::Sent { rejected: 0 },
-            Err(error) => Verdict::retry(error),
+        let mut sent = 0;
+        while sent < batch.len() {
+            match self.write(&batch[sent..]) {
+                Ok(written) => sent += written,
+                Err(error) => return Verdict::Retry { sent, after: None, cause: error.to_string() },
+            }
         }
+        Verdict::Sent { rejected: 0 }
     }
 }
 

@@ -1,0 +1,8 @@
+//! The audit sinks against real receivers, and against receivers that stall, refuse and die.
+
+mod broken;
+mod files;
+mod http;
+mod otlp;
+mod support;
+mod syslog;
