@@ -13,6 +13,7 @@ pub mod entropy;
 pub mod grant;
 pub mod handshake;
 pub mod ids;
+pub mod key_ring;
 pub mod keys;
 mod mac;
 pub mod mesh;

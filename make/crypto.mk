@@ -1,0 +1,16 @@
+# Targets of the crypto module (docs/crypto.md).
+.PHONY: bench-crypto crypto-vectors crypto-model crypto-mutants
+
+bench-crypto: ## Measures handshake, records, window and gates, and tests the compares' timing
+	$(CARGO) bench --locked -p jump-crypto --bench crypto
+	$(CARGO) bench --locked -p jump-crypto --bench constant_time
+
+crypto-vectors: ## Checks the crypto test vectors with an independent implementation (Python, cryptography)
+	$(CARGO) test --locked -p jump-crypto --test vectors
+	@python3 scripts/check-crypto-vectors.py
+
+crypto-model: ## Verifies the symbolic model of handshake and attach with Verifpal (builds it on first use)
+	@scripts/crypto-model.sh
+
+crypto-mutants: ## Breaks the crypto module in many places, one at a time; every break must fail a test (about an hour)
+	@scripts/crypto-mutants.sh
