@@ -390,6 +390,11 @@ impl Responder {
         self.certificate = certificate;
     }
 
+    /// Answers under other cluster keys from now on, after a rotation.
+    pub fn set_cluster_keys(&mut self, cluster: Vec<ClusterSecret>) {
+        self.cluster = cluster.into_iter().map(|secret| (secret.public().id(), secret)).collect();
+    }
+
     /// The cluster keys it answers under.
     pub fn cluster_keys(&self) -> Vec<ClusterKeyId> {
         self.cluster.iter().map(|(id, _)| *id).collect()

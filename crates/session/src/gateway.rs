@@ -1,1 +1,400 @@
-//! The gateway session machine.
+//! The gateway session machine: what one owner knows of one session besides its keys.
+//!
+//! ```text
+//!  BIRTH ────────┐ accepted                 quiet              silent
+//!                ├─────────▶ ATTACHED ◀───────────▶ VOLATILE ◀──────────▶ DEGRADED
+//!  RECOVERING ───┘               │       heard          │      heard         │
+//!      ▲                         ├──────────────────────┴────────────────────┤
+//!      │ fenced                  ▼ asked to move                             │ lost, closed, ended
+//!      └──────────────────── REATTACHING ────────────────────────────────────┤
+//!                                                                            ▼
+//!                                                                        TERMINATED
+//! ```
+//!
+//! On a gateway, `BIRTH` and `RECOVERING` are sessions that nobody forwards here: a claim that waits for control's
+//! answer, or an old owner that has stopped for its successor. The table itself is [`transition`].
+//!
+//! Time is nanoseconds of the gateway's suspend-counting clock, randomness a generator; what must happen comes back as
+//! [`Effect`] values.
+
+mod path;
+mod states;
+#[cfg(test)]
+mod tests;
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use jump_crypto::entropy::Entropy;
+use jump_crypto::record::OVERHEAD;
+
+use crate::frame::Frame;
+use crate::ids::{Binding, Epoch};
+use crate::reason::Reason;
+
+pub use path::CHALLENGES_MAX;
+use path::{Candidate, SwitchRate};
+pub use states::{Event, Illegal, Next, State, transition};
+
+/// Nanoseconds of the suspend-counting clock.
+pub type Nanos = u64;
+
+/// The machine's timing, one value for all sessions of a gateway.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Timing {
+    /// Silence of the client after which its session is `VOLATILE`.
+    pub quiet_after: Duration,
+    /// Silence after which it is `DEGRADED`.
+    pub silent_after: Duration,
+    /// Time between probes of a silent client.
+    pub probe_every: Duration,
+    /// Time to the first repetition of an unanswered path challenge; doubles from there.
+    pub challenge_after: Duration,
+}
+
+impl Default for Timing {
+    fn default() -> Self {
+        Self {
+            quiet_after: Duration::from_secs(40),
+            silent_after: Duration::from_secs(75),
+            probe_every: Duration::from_secs(15),
+            challenge_after: Duration::from_millis(100),
+        }
+    }
+}
+
+/// What a machine is born with once control has accepted the attach.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ownership {
+    /// The epoch that this gateway owns.
+    pub epoch: Epoch,
+    /// Where the client proved to receive: the address that the `AttachReply` went to.
+    pub path: SocketAddr,
+    /// When the session ends at the latest.
+    pub expires: Nanos,
+    /// Longest silence before the owner ends the session.
+    pub idle_transport_max: Duration,
+    /// Path switches per minute.
+    pub switches_per_minute_max: u32,
+}
+
+/// Something that the data plane must do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Effect {
+    /// Seal this frame and send it there.
+    Send {
+        /// The destination.
+        to: SocketAddr,
+        /// The frame.
+        frame: Frame,
+    },
+    /// The session's endpoint moved.
+    Moved {
+        /// The old address.
+        from: SocketAddr,
+        /// The validated new one.
+        to: SocketAddr,
+        /// The new binding number of the epoch.
+        binding: Binding,
+    },
+    /// The state changed.
+    Changed {
+        /// Before.
+        from: State,
+        /// After.
+        to: State,
+        /// Why.
+        reason: Reason,
+    },
+    /// A move of the endpoint was refused; nothing changed.
+    MoveRefused {
+        /// The address that was not moved to.
+        to: SocketAddr,
+        /// Why: the switch rate, or no answer on the new path.
+        reason: Reason,
+    },
+    /// Forward nothing more and have control end the session.
+    End {
+        /// Why.
+        reason: Reason,
+    },
+}
+
+/// An authenticated record, as the data plane saw it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Received {
+    /// Where it came from.
+    pub source: SocketAddr,
+    /// As in [`Opened`](jump_crypto::record::Opened): no higher counter was accepted before.
+    pub newest: bool,
+    /// Its length, in bytes.
+    pub len: usize,
+}
+
+/// A frame that a client may not send.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("frame is not one that a client sends")]
+pub struct UnexpectedFrame;
+
+/// One session on its owner. About 150 bytes.
+#[derive(Debug)]
+pub struct GatewaySession {
+    state: State,
+    epoch: Epoch,
+    binding: Binding,
+    path: SocketAddr,
+    candidate: Option<Box<Candidate>>,
+    heard: Nanos,
+    next_probe: Nanos,
+    expires: Nanos,
+    idle_max: Nanos,
+    rate: SwitchRate,
+    probes: u32,
+}
+
+impl GatewaySession {
+    /// A session that control has just accepted here.
+    pub fn accepted(ownership: &Ownership, now: Nanos) -> Self {
+        Self {
+            state: State::Attached,
+            epoch: ownership.epoch,
+            binding: Binding(0),
+            path: ownership.path,
+            candidate: None,
+            heard: now,
+            next_probe: Nanos::MAX,
+            expires: ownership.expires,
+            idle_max: nanos(ownership.idle_transport_max),
+            rate: SwitchRate::new(ownership.switches_per_minute_max),
+            probes: 0,
+        }
+    }
+
+    /// The state.
+    pub fn state(&self) -> State {
+        self.state
+    }
+
+    /// True while this gateway forwards for the session (authority permitting).
+    pub fn forwards(&self) -> bool {
+        self.state.forwards()
+    }
+
+    /// The epoch that this gateway owns.
+    pub fn epoch(&self) -> Epoch {
+        self.epoch
+    }
+
+    /// Path switches inside the epoch.
+    pub fn binding(&self) -> Binding {
+        self.binding
+    }
+
+    /// Where records for the client go.
+    pub fn path(&self) -> SocketAddr {
+        self.path
+    }
+
+    /// An authenticated record came. Only the newest can begin a move of the endpoint.
+    #[inline]
+    pub fn on_record(
+        &mut self,
+        now: Nanos,
+        record: Received,
+        timing: &Timing,
+        entropy: &mut dyn Entropy,
+        out: &mut Vec<Effect>,
+    ) {
+        self.heard = now;
+        if matches!(self.state, State::Volatile | State::Degraded) {
+            self.next_probe = Nanos::MAX;
+            self.step(Event::Heard, out);
+        }
+        if record.source != self.path && record.newest && self.forwards() {
+            self.on_new_source(now, record, timing, entropy, out);
+        }
+    }
+
+    fn on_new_source(
+        &mut self,
+        now: Nanos,
+        Received { source, len, .. }: Received,
+        timing: &Timing,
+        entropy: &mut dyn Entropy,
+        out: &mut Vec<Effect>,
+    ) {
+        match &mut self.candidate {
+            Some(candidate) if candidate.address == source => candidate.credit(len),
+            Some(_) | None => {
+                if !self.rate.allows(now) {
+                    out.push(Effect::MoveRefused { to: source, reason: Reason::SwitchRateExceeded });
+                    return;
+                }
+                let mut token = [0; 8];
+                // A generator that refuses stops path moves, not the session.
+                if entropy.fill(&mut token).is_err() {
+                    return;
+                }
+                self.candidate = Some(Box::new(Candidate::new(source, token, len, now)));
+            }
+        }
+        self.challenge(now, timing, out);
+    }
+
+    fn challenge(&mut self, now: Nanos, timing: &Timing, out: &mut Vec<Effect>) {
+        if let Some(candidate) = &mut self.candidate
+            && let Some(token) = candidate.challenge(now, nanos(timing.challenge_after))
+        {
+            out.push(Effect::Send { to: candidate.address, frame: Frame::PathChallenge { token } });
+        }
+    }
+
+    /// An authenticated control frame came from `source` (after [`Self::on_record`]).
+    ///
+    /// # Errors
+    /// [`UnexpectedFrame`] for a frame that only gateways send; nothing changed.
+    pub fn on_frame(
+        &mut self,
+        now: Nanos,
+        source: SocketAddr,
+        frame: &Frame,
+        out: &mut Vec<Effect>,
+    ) -> Result<(), UnexpectedFrame> {
+        match frame {
+            Frame::Ping { id } | Frame::MtuProbe { id, .. } => {
+                self.reply(source, Frame::Pong { id: *id }, out)
+            }
+            Frame::PathChallenge { token } => self.reply(source, Frame::PathResponse { token: *token }, out),
+            Frame::PathResponse { token } => self.on_path_response(now, source, *token, out),
+            Frame::Close { reason } => {
+                self.reply(source, Frame::Terminated { reason: *reason }, out);
+                self.end(*reason, out);
+            }
+            Frame::Pong { .. } | Frame::Confirm => {}
+            Frame::AttachResult(_)
+            | Frame::Migrate { .. }
+            | Frame::Terminated { .. }
+            | Frame::Bound { .. } => {
+                return Err(UnexpectedFrame);
+            }
+        }
+        Ok(())
+    }
+
+    /// Answers on the path that the frame came by: freely on the validated one, within the budget on a candidate, not
+    /// at all elsewhere.
+    fn reply(&mut self, source: SocketAddr, frame: Frame, out: &mut Vec<Effect>) {
+        const SHORT_FRAME_LEN: usize = 9 + OVERHEAD;
+        let allowed = self.forwards()
+            && (source == self.path
+                || self.candidate.as_mut().is_some_and(|c| c.address == source && c.spend(SHORT_FRAME_LEN)));
+        if allowed {
+            out.push(Effect::Send { to: source, frame });
+        }
+    }
+
+    fn on_path_response(&mut self, now: Nanos, source: SocketAddr, token: [u8; 8], out: &mut Vec<Effect>) {
+        let Some(candidate) = self.candidate.take_if(|c| c.address == source && c.proves(token)) else {
+            return;
+        };
+        let Some(binding) = self.binding.0.checked_add(1) else { return };
+        let from = core::mem::replace(&mut self.path, candidate.address);
+        self.binding = Binding(binding);
+        self.rate.spend(now);
+        out.push(Effect::Moved { from, to: source, binding: self.binding });
+        out.push(Effect::Send { to: source, frame: Frame::Bound { binding } });
+    }
+
+    /// The gateway drains, or an operator asked: the client is told to move to one of `targets`. It is still served.
+    /// Asking again tells it again.
+    pub fn ask_to_move(&mut self, reason: Reason, targets: Vec<SocketAddr>, out: &mut Vec<Effect>) {
+        self.step(Event::MoveAsked(reason), out);
+        if self.forwards() {
+            out.push(Effect::Send { to: self.path, frame: Frame::Migrate { reason, targets } });
+        }
+    }
+
+    /// The session was given, or is being given, to another gateway: forwarding has stopped for good.
+    pub fn fence(&mut self, out: &mut Vec<Effect>) {
+        self.candidate = None;
+        self.step(Event::Fenced, out);
+    }
+
+    /// The session ends for good, by this owner's own decision: control must be told.
+    pub fn end(&mut self, reason: Reason, out: &mut Vec<Effect>) {
+        if self.terminate(reason, out) {
+            out.push(Effect::End { reason });
+        }
+    }
+
+    /// The session has ended in the store. Returns false when it had already ended here.
+    pub fn terminate(&mut self, reason: Reason, out: &mut Vec<Effect>) -> bool {
+        self.candidate = None;
+        self.step(Event::Ended(reason), out)
+    }
+
+    /// Does what is due at `now`.
+    pub fn on_timeout(&mut self, now: Nanos, timing: &Timing, out: &mut Vec<Effect>) {
+        if !self.forwards() {
+            return;
+        }
+        if now >= self.expires {
+            out.push(Effect::Send {
+                to: self.path,
+                frame: Frame::Terminated { reason: Reason::LifetimeExceeded },
+            });
+            return self.end(Reason::LifetimeExceeded, out);
+        }
+        let silence = now.saturating_sub(self.heard);
+        if silence >= self.idle_max {
+            return self.end(Reason::TransportLost, out);
+        }
+        if silence >= nanos(timing.silent_after) {
+            self.step(Event::Silent, out);
+        } else if silence >= nanos(timing.quiet_after) {
+            self.step(Event::Quiet, out);
+        }
+        if silence < nanos(timing.quiet_after) {
+            self.next_probe = Nanos::MAX;
+        } else if self.next_probe == Nanos::MAX || now >= self.next_probe {
+            self.probes = self.probes.wrapping_add(1);
+            self.next_probe = now.saturating_add(nanos(timing.probe_every).max(1));
+            out.push(Effect::Send { to: self.path, frame: Frame::Ping { id: u64::from(self.probes) } });
+        }
+        if let Some(exhausted) = self.candidate.take_if(|c| c.is_exhausted(now)) {
+            out.push(Effect::MoveRefused { to: exhausted.address, reason: Reason::PathReverted });
+        }
+        self.challenge(now, timing, out);
+    }
+
+    /// When [`Self::on_timeout`] has something to do next; `None` for never.
+    pub fn poll_timeout(&self, timing: &Timing) -> Option<Nanos> {
+        let silence = match self.state {
+            State::Birth | State::Recovering | State::Terminated => return None,
+            State::Attached => nanos(timing.quiet_after),
+            State::Volatile => nanos(timing.silent_after),
+            State::Degraded => self.idle_max,
+            State::Reattaching if self.next_probe == Nanos::MAX => nanos(timing.quiet_after),
+            State::Reattaching => self.idle_max,
+        };
+        let silent = self.heard.saturating_add(silence.min(self.idle_max));
+        let candidate = self.candidate.as_ref().map_or(Nanos::MAX, |c| c.next_at());
+        Some(self.expires.min(silent).min(self.next_probe).min(candidate))
+    }
+
+    /// Applies `event`; says whether the state changed. An illegal event changes nothing.
+    fn step(&mut self, event: Event, out: &mut Vec<Effect>) -> bool {
+        match transition(self.state, event) {
+            Ok(Next::To(to, reason)) => {
+                let from = core::mem::replace(&mut self.state, to);
+                out.push(Effect::Changed { from, to, reason });
+                true
+            }
+            Ok(Next::Stay) | Err(Illegal) => false,
+        }
+    }
+}
+
+pub(crate) fn nanos(duration: Duration) -> Nanos {
+    u64::try_from(duration.as_nanos()).unwrap_or(Nanos::MAX)
+}

@@ -1,0 +1,239 @@
+use std::fmt::Write as _;
+
+use jump_crypto::entropy::EntropyError;
+
+use super::*;
+
+struct Counting(u8);
+
+impl Entropy for Counting {
+    fn fill(&mut self, bytes: &mut [u8]) -> Result<(), EntropyError> {
+        self.0 += 1;
+        bytes.fill(self.0);
+        Ok(())
+    }
+}
+
+const SECOND: Nanos = 1_000_000_000;
+
+fn address(port: u16) -> SocketAddr {
+    SocketAddr::from(([192, 0, 2, 1], port))
+}
+
+struct Rig {
+    session: GatewaySession,
+    entropy: Counting,
+    out: Vec<Effect>,
+    timing: Timing,
+}
+
+impl Rig {
+    fn new() -> Self {
+        let ownership = Ownership {
+            epoch: Epoch(3),
+            path: address(1000),
+            expires: 86_400 * SECOND,
+            idle_transport_max: Duration::from_secs(120),
+            switches_per_minute_max: 2,
+        };
+        Self {
+            session: GatewaySession::accepted(&ownership, 0),
+            entropy: Counting(0),
+            out: Vec::new(),
+            timing: Timing::default(),
+        }
+    }
+
+    fn record(&mut self, now: Nanos, source: SocketAddr, newest: bool) -> Vec<Effect> {
+        let record = Received { source, newest, len: 60 };
+        self.session.on_record(now, record, &self.timing, &mut self.entropy, &mut self.out);
+        std::mem::take(&mut self.out)
+    }
+
+    fn frame(&mut self, now: Nanos, source: SocketAddr, frame: Frame) -> Vec<Effect> {
+        self.session.on_frame(now, source, &frame, &mut self.out).unwrap();
+        std::mem::take(&mut self.out)
+    }
+
+    fn timeout(&mut self, now: Nanos) -> Vec<Effect> {
+        self.session.on_timeout(now, &self.timing, &mut self.out);
+        std::mem::take(&mut self.out)
+    }
+}
+
+fn challenge_token(effects: &[Effect]) -> Option<[u8; 8]> {
+    effects.iter().find_map(|effect| match effect {
+        Effect::Send { frame: Frame::PathChallenge { token }, .. } => Some(*token),
+        Effect::Send { .. }
+        | Effect::Moved { .. }
+        | Effect::Changed { .. }
+        | Effect::MoveRefused { .. }
+        | Effect::End { .. } => None,
+    })
+}
+
+#[test]
+fn the_endpoint_moves_only_after_the_new_address_has_answered_its_challenge() {
+    let mut rig = Rig::new();
+    let effects = rig.record(SECOND, address(2000), true);
+    let token = challenge_token(&effects).expect("a challenge to the new address");
+    assert_eq!(rig.session.path(), address(1000));
+    // The right token from another address, and a wrong token from the right one, prove nothing.
+    assert!(rig.frame(SECOND, address(3000), Frame::PathResponse { token }).is_empty());
+    assert!(rig.frame(SECOND, address(2000), Frame::PathResponse { token: [9; 8] }).is_empty());
+    assert_eq!((rig.session.path(), rig.session.binding()), (address(1000), Binding(0)));
+    let effects = rig.frame(SECOND, address(2000), Frame::PathResponse { token });
+    assert_eq!((rig.session.path(), rig.session.binding()), (address(2000), Binding(1)));
+    assert!(effects.contains(&Effect::Moved { from: address(1000), to: address(2000), binding: Binding(1) }));
+}
+
+#[test]
+fn a_record_that_is_not_the_newest_begins_no_move() {
+    let mut rig = Rig::new();
+    assert!(rig.record(SECOND, address(2000), false).is_empty());
+    assert!(rig.session.candidate.is_none());
+}
+
+#[test]
+fn an_unproven_address_is_sent_at_most_three_times_what_came_from_it() {
+    let mut rig = Rig::new();
+    let mut effects = rig.record(SECOND, address(2000), true);
+    for i in 0..100 {
+        effects.extend(rig.frame(SECOND + i, address(2000), Frame::Ping { id: i }));
+        effects.extend(rig.timeout(SECOND + i * SECOND / 10));
+    }
+    let sends =
+        effects.iter().filter(|e| matches!(e, Effect::Send { to, .. } if *to == address(2000))).count();
+    let sent = sends * (9 + OVERHEAD);
+    assert!(sent <= 3 * 60, "{sent} bytes were sent for 60 received");
+}
+
+#[test]
+fn an_unanswered_challenge_leaves_the_old_path_in_use_and_stops() {
+    let mut rig = Rig::new();
+    rig.record(SECOND, address(2000), true);
+    let mut now = SECOND;
+    let mut challenges = 1;
+    while rig.session.candidate.is_some() {
+        now = rig.session.poll_timeout(&rig.timing).unwrap();
+        challenges += usize::from(challenge_token(&rig.timeout(now)).is_some());
+        assert!(now < 20 * SECOND, "the candidate never ends");
+    }
+    assert!(challenges <= usize::from(CHALLENGES_MAX));
+    assert_eq!(rig.session.path(), address(1000));
+}
+
+#[test]
+fn path_moves_beyond_the_policys_rate_are_refused() {
+    let mut rig = Rig::new();
+    for port in [2000, 3000] {
+        let token = challenge_token(&rig.record(SECOND, address(port), true)).unwrap();
+        rig.frame(SECOND, address(port), Frame::PathResponse { token });
+    }
+    let effects = rig.record(SECOND, address(4000), true);
+    assert_eq!(effects, [Effect::MoveRefused { to: address(4000), reason: Reason::SwitchRateExceeded }]);
+    assert!(challenge_token(&rig.record(32 * SECOND, address(4000), true)).is_some());
+}
+
+#[test]
+fn a_silent_client_is_probed_and_its_session_ends_at_the_policys_bound() {
+    let mut rig = Rig::new();
+    let mut states = vec![];
+    let mut pings = 0;
+    let mut steps = 0;
+    while let Some(now) = rig.session.poll_timeout(&rig.timing) {
+        for effect in rig.timeout(now) {
+            match effect {
+                Effect::Changed { to, .. } => states.push((now / SECOND, to)),
+                Effect::Send { frame: Frame::Ping { .. }, .. } => pings += 1,
+                Effect::End { reason } => assert_eq!(reason, Reason::TransportLost),
+                Effect::Send { .. } | Effect::Moved { .. } | Effect::MoveRefused { .. } => {
+                    panic!("{effect:?}")
+                }
+            }
+        }
+        steps += 1;
+        assert!(steps < 100, "the timer does not advance");
+    }
+    assert_eq!(states, [(40, State::Volatile), (75, State::Degraded), (120, State::Terminated)]);
+    assert!(pings >= 5);
+}
+
+#[test]
+fn a_client_that_is_heard_again_is_attached_again() {
+    let mut rig = Rig::new();
+    rig.timeout(80 * SECOND);
+    assert_eq!(rig.session.state(), State::Degraded);
+    rig.record(81 * SECOND, address(1000), true);
+    rig.record(82 * SECOND, address(1000), true);
+    assert_eq!(rig.session.state(), State::Attached);
+    let due = rig.session.poll_timeout(&rig.timing).unwrap();
+    assert_eq!(due, 122 * SECOND);
+}
+
+#[test]
+fn a_session_asked_to_move_is_served_until_it_is_fenced() {
+    let mut rig = Rig::new();
+    rig.session.ask_to_move(Reason::GatewayDraining, vec![address(9)], &mut rig.out);
+    assert!(matches!(rig.out[1], Effect::Send { frame: Frame::Migrate { .. }, .. }));
+    assert!(rig.session.forwards());
+    // A session that is moving still has a timer that advances while it is heard and while it is not.
+    rig.out.clear();
+    rig.timeout(50 * SECOND);
+    rig.record(51 * SECOND, address(1000), true);
+    rig.timeout(66 * SECOND);
+    assert!(rig.session.poll_timeout(&rig.timing).unwrap() > 66 * SECOND);
+    rig.session.fence(&mut rig.out);
+    rig.out.clear();
+    assert!(!rig.session.forwards());
+    assert!(rig.frame(67 * SECOND, address(1000), Frame::Ping { id: 1 }).is_empty());
+}
+
+#[test]
+fn a_client_may_not_send_the_gateways_frames() {
+    let mut rig = Rig::new();
+    for frame in [
+        Frame::Terminated { reason: Reason::Drained },
+        Frame::Bound { binding: 1 },
+        Frame::Migrate { reason: Reason::Drained, targets: vec![] },
+    ] {
+        assert_eq!(rig.session.on_frame(0, address(1000), &frame, &mut rig.out), Err(UnexpectedFrame));
+    }
+    assert!(rig.out.is_empty());
+}
+
+#[test]
+fn the_transition_table_is_this_one() {
+    const STATES: [State; 7] = [
+        State::Birth,
+        State::Attached,
+        State::Volatile,
+        State::Degraded,
+        State::Reattaching,
+        State::Recovering,
+        State::Terminated,
+    ];
+    let events = [
+        ("accepted", Event::Accepted),
+        ("rejected", Event::Rejected(Reason::StaleAttempt)),
+        ("heard", Event::Heard),
+        ("quiet", Event::Quiet),
+        ("silent", Event::Silent),
+        ("move asked", Event::MoveAsked(Reason::GatewayDraining)),
+        ("fenced", Event::Fenced),
+        ("ended", Event::Ended(Reason::ClientClosed)),
+    ];
+    let mut table = String::new();
+    for (name, event) in events {
+        write!(table, "{name}:").unwrap();
+        for state in STATES {
+            match transition(state, event) {
+                Ok(Next::To(to, reason)) => write!(table, " {}/{reason}", to.name()).unwrap(),
+                Ok(Next::Stay) => table.push_str(" ="),
+                Err(Illegal) => table.push_str(" !"),
+            }
+        }
+        table.push('\n');
+    }
+    assert_eq!(table, include_str!("table.txt"), "{table}");
+}

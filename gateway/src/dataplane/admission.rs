@@ -1,0 +1,158 @@
+//! First messages: cheap checks, then a reserved index and the queue to a handshake thread.
+
+use std::net::SocketAddr;
+
+use jump_crypto::cookie::{Admission, COOKIE_REPLY_LEN};
+use jump_crypto::handshake::INIT_LEN;
+use jump_session::gateway::Nanos;
+
+use super::session::{Entry, Handshake, Stage};
+use super::slab::Rest;
+use super::{Answered, ReceiverIndex};
+use super::{CLAIM_WAIT, Count, DataPlane, DropReason, HANDSHAKE_WAIT, InitJob, Place, Tick, Wire, take_due};
+
+const SECOND: Nanos = 1_000_000_000;
+
+/// How many first messages came in the current and the last second.
+#[derive(Debug, Default)]
+pub(super) struct Load {
+    second: Nanos,
+    current: u32,
+    last: u32,
+}
+
+impl Load {
+    fn note(&mut self, now: Nanos) -> u32 {
+        let second = now / SECOND;
+        if second != self.second {
+            self.last = if second == self.second + 1 { self.current } else { 0 };
+            self.current = 0;
+            self.second = second;
+        }
+        self.current = self.current.saturating_add(1);
+        self.current.max(self.last)
+    }
+}
+
+impl DataPlane {
+    /// An `AttachInit` from `source`.
+    pub(super) fn handle_init<W: Wire>(
+        &mut self,
+        tick: Tick,
+        source: SocketAddr,
+        datagram: &[u8],
+        wire: &mut W,
+    ) {
+        let Ok(init) = <&[u8; INIT_LEN]>::try_from(datagram) else {
+            return self.counters.drop(DropReason::Malformed);
+        };
+        let admitted = self.gates.iter().map(|gate| (gate, gate.admit(init, source, tick.unix)));
+        let Some((gate, admission)) = admitted.into_iter().find(|(_, a)| *a != Admission::BadMac) else {
+            return self.counters.drop(DropReason::BadMac);
+        };
+        let loaded = self.load.note(tick.now) > self.limits.cookie_above_per_second
+            || self.answered * 2 > self.limits.handshakes_max;
+        if loaded && admission == Admission::NoCookie {
+            self.counters.drop(DropReason::NoCookie);
+            let mut nonce = [0; 16];
+            if self.entropy.fill(&mut nonce).is_ok() {
+                let slot = wire.to_client(source, COOKIE_REPLY_LEN);
+                if gate.cookie_reply(init, source, tick.unix, nonce, slot).is_some() {
+                    self.counters.add(Count::Cookies);
+                } else {
+                    wire.cancel_client();
+                }
+            }
+            return;
+        }
+        if !self.sources.take(source, tick.now) {
+            return self.counters.drop(DropReason::SourceRate);
+        }
+        let Ok(local) = self.entries.insert(Entry::Reserved, tick.now) else {
+            return self.counters.drop(DropReason::TableFull);
+        };
+        let index = self.index(local);
+        let hint = self.gates.first().map_or([0; 16], |gate| gate.hint(index));
+        let job = InitJob { datagram: Box::new(*init), source, index, hint };
+        self.next_queue = self.next_queue.wrapping_add(1);
+        let queues = self.inits.len().max(1);
+        let queued =
+            self.inits.get(self.next_queue % queues).is_some_and(|queue| queue.try_send(job).is_ok());
+        if !queued {
+            self.entries.remove(local, Rest::Short, tick.now);
+            return self.counters.drop(DropReason::HandshakeQueue);
+        }
+        self.counters.add(Count::AttachInits);
+        self.waiting.push_back((tick.now.saturating_add(HANDSHAKE_WAIT), local));
+        self.make_room(tick.now);
+    }
+
+    /// Lets the oldest unconfirmed handshakes give way.
+    fn make_room(&mut self, now: Nanos) {
+        while self.waiting.len() > self.limits.handshakes_max {
+            let Some((_, local)) = self.waiting.pop_front() else { break };
+            self.drop_unconfirmed(local, now);
+        }
+    }
+
+    fn drop_unconfirmed(&mut self, local: u32, now: Nanos) {
+        let answered = match self.entries.get(local) {
+            Some(Entry::Reserved) => false,
+            Some(Entry::Handshake(handshake)) if handshake.stage == Stage::Answered => true,
+            Some(Entry::Handshake(_) | Entry::Session(_) | Entry::Retired(_)) | None => return,
+        };
+        self.entries.remove(local, Rest::Short, now);
+        if answered {
+            self.answered -= 1;
+            self.counters.drop(DropReason::Unconfirmed);
+            self.parking.take(Place::Claim(local));
+        }
+    }
+
+    /// Forgets handshakes, claims and rejections whose time is over.
+    pub(super) fn expire_handshakes(&mut self, now: Nanos) {
+        while let Some((_, local)) = take_due(&mut self.waiting, now) {
+            self.drop_unconfirmed(local, now);
+        }
+        while let Some((_, local)) = take_due(&mut self.claiming, now) {
+            let stage = match self.entries.get(local) {
+                Some(Entry::Handshake(handshake)) => &handshake.stage,
+                Some(Entry::Reserved | Entry::Session(_) | Entry::Retired(_)) | None => continue,
+            };
+            match stage {
+                Stage::Answered => continue,
+                Stage::Claiming => self.claims -= 1,
+                Stage::Rejected(_) => {}
+            }
+            self.entries.remove(local, Rest::Short, now);
+            self.parking.take(Place::Claim(local));
+        }
+    }
+
+    /// A handshake thread has answered a first message: keeps the keys and sends the reply.
+    pub(super) fn handle_answered<W: Wire>(&mut self, answered: Answered, wire: &mut W) {
+        let Answered { keys, device, intent, path, reply } = answered;
+        let local = keys.own_index.local();
+        // The reservation may have given way meanwhile; then the client asks again.
+        let Some(entry @ Entry::Reserved) = self.entries.get_mut(local) else { return };
+        *entry = Entry::Handshake(Box::new(Handshake { keys, device, intent, path, stage: Stage::Answered }));
+        self.answered += 1;
+        wire.to_client(path, reply.len()).copy_from_slice(&reply);
+        self.counters.add(Count::AttachReplies);
+    }
+
+    /// A handshake thread has refused a first message.
+    pub(super) fn handle_refused(&mut self, index: ReceiverIndex, replayed: bool, now: Nanos) {
+        if matches!(self.entries.get(index.local()), Some(Entry::Reserved)) {
+            self.entries.remove(index.local(), Rest::Short, now);
+        }
+        self.counters.drop(if replayed { DropReason::ReplayedInit } else { DropReason::RefusedInit });
+    }
+
+    /// Notes that a claim waits for control until [`CLAIM_WAIT`] has passed.
+    pub(super) fn note_claim(&mut self, local: u32, now: Nanos) {
+        self.answered -= 1;
+        self.claims += 1;
+        self.claiming.push_back((now.saturating_add(CLAIM_WAIT), local));
+    }
+}

@@ -1,0 +1,83 @@
+//! News of the bindings: where inner addresses live, and what this gateway owns no longer. A watch may take a session
+//! away; it never gives one.
+
+use jump_crypto::ids::{Epoch, SessionId};
+
+use super::route::{NodeRef, Target};
+use super::session::Entry;
+use super::{BindingPhase, BindingUpdate, DataPlane, StopCause, Tick, Wire};
+
+impl DataPlane {
+    /// One binding, in the stream's order.
+    pub(super) fn handle_binding<W: Wire>(
+        &mut self,
+        tick: Tick,
+        update: &BindingUpdate,
+        authority: bool,
+        wire: &mut W,
+    ) {
+        let id = update.session;
+        let Some(cause) = self.verdict_on_own(update) else {
+            // What is carried here is at least as new.
+            for address in &update.inner {
+                self.routes.touch(*address);
+            }
+            return;
+        };
+        if let Some(cause) = cause {
+            self.handle_stop(tick, id, update.epoch, cause, authority, wire);
+        }
+        let target = match update.phase {
+            BindingPhase::Owned(node) if node != NodeRef::OWN => Target::Node(node),
+            BindingPhase::Owned(_) | BindingPhase::Handover { .. } | BindingPhase::Released(_) => {
+                Target::Nobody
+            }
+            BindingPhase::Terminated(_) => {
+                for address in &update.inner {
+                    self.routes.remove(*address, id);
+                }
+                return;
+            }
+        };
+        for address in &update.inner {
+            let stale = self
+                .routes
+                .get(*address)
+                .is_some_and(|route| route.session == id && route.epoch > update.epoch);
+            if stale {
+                continue;
+            }
+            self.routes.set(*address, id, update.epoch, target);
+            if target != Target::Nobody {
+                self.release_parked(tick, *address, wire);
+            }
+        }
+    }
+
+    /// What `update` means for a session that is carried here: `None` to ignore it, otherwise whether and why the
+    /// session stops.
+    fn verdict_on_own(&self, update: &BindingUpdate) -> Option<Option<StopCause>> {
+        let Some(epoch) = self.carried_epoch(update.session) else { return Some(None) };
+        if update.epoch < epoch {
+            return None;
+        }
+        match update.phase {
+            BindingPhase::Terminated(reason) => Some(Some(StopCause::Terminated(reason))),
+            // This run owns it. If in a later epoch, then the answer to the claim is under way and brings the new keys.
+            BindingPhase::Owned(NodeRef::OWN) => None,
+            // An order to stop comes as a command, so that it can be acknowledged; until then this run is the owner.
+            BindingPhase::Handover { from: NodeRef::OWN } if update.epoch == epoch => None,
+            BindingPhase::Owned(_) | BindingPhase::Handover { .. } | BindingPhase::Released(_) => {
+                Some(Some(StopCause::Moved))
+            }
+        }
+    }
+
+    fn carried_epoch(&self, id: SessionId) -> Option<Epoch> {
+        let local = self.carried(id)?;
+        match self.entries.get(local) {
+            Some(Entry::Session(session)) => Some(session.machine.epoch()),
+            Some(Entry::Reserved | Entry::Handshake(_) | Entry::Retired(_)) | None => None,
+        }
+    }
+}

@@ -1,0 +1,271 @@
+//! Becoming, being and ceasing to be a session's owner: control's verdicts and orders.
+
+use jump_crypto::ids::{Epoch, SessionId};
+use jump_crypto::record::Content;
+use jump_session::frame::{AttachResult, Frame};
+use jump_session::gateway::{GatewaySession, Nanos, Ownership};
+use jump_session::reason::Reason;
+
+use super::route::Target;
+use super::session::{Entry, Handshake, Outcome, Retired, Retirement, Session, Stage};
+use super::slab::Rest;
+use super::timers::Armed;
+use super::{
+    Activation, CLAIM_WAIT, Count, DataPlane, Event, FENCE_MEMORY, Note, OUTCOME_WAIT, Place, RETIRED_WAIT,
+    ReceiverIndex, StopCause, Tick, Verdict, What, Wire, encode, seal_to_client, send_frame,
+};
+
+/// What a client is told whose claim was overtaken: it asks again at once.
+fn overtaken() -> AttachResult {
+    AttachResult::Rejected {
+        reason: Reason::Conflict,
+        current_epoch: Epoch(0),
+        current_attach_seq: jump_session::ids::AttachSeq(0),
+        retry_after: std::time::Duration::from_millis(50),
+    }
+}
+
+impl DataPlane {
+    /// Control has decided the claim of a handshake.
+    pub(super) fn handle_verdict<W: Wire>(
+        &mut self,
+        tick: Tick,
+        index: ReceiverIndex,
+        verdict: Verdict,
+        wire: &mut W,
+    ) {
+        let local = index.local();
+        match (self.entries.get(local), verdict) {
+            (Some(Entry::Handshake(handshake)), verdict) if handshake.stage == Stage::Claiming => {
+                match verdict {
+                    Verdict::Accepted(activation) => self.accept(local, activation, tick, wire),
+                    Verdict::Rejected(result) => self.reject(local, result, tick, wire),
+                }
+            }
+            // The claim has timed out here: the client asks again, by the same attempt, and gets the same answer.
+            (
+                Some(Entry::Handshake(_) | Entry::Reserved | Entry::Session(_) | Entry::Retired(_)) | None,
+                Verdict::Accepted(_) | Verdict::Rejected(_),
+            ) => {}
+        }
+    }
+
+    pub(super) fn reject<W: Wire>(&mut self, local: u32, result: AttachResult, tick: Tick, wire: &mut W) {
+        let Some(Entry::Handshake(handshake)) = self.entries.get_mut(local) else { return };
+        self.claims -= 1;
+        let frame = encode(&Frame::AttachResult(Box::new(result)));
+        let sealing = &mut handshake.keys.sealing;
+        seal_to_client(sealing, Content::Control, handshake.path, &frame, wire, &mut self.counters);
+        handshake.stage = Stage::Rejected(frame);
+        self.claiming.push_back((tick.now.saturating_add(CLAIM_WAIT), local));
+        self.parking.take(Place::Claim(local));
+        self.counters.add(Count::Rejected);
+    }
+
+    fn accept<W: Wire>(&mut self, local: u32, activation: Activation, tick: Tick, wire: &mut W) {
+        let id = activation.session;
+        // An order to stop this epoch may overtake the answer that gave it.
+        let fenced = self.fences.get(&id).is_some_and(|(epoch, _)| *epoch >= activation.epoch);
+        let newer = self.carried(id).is_some_and(|local| match self.entries.get(local) {
+            Some(Entry::Session(session)) => session.machine.epoch() > activation.epoch,
+            Some(Entry::Reserved | Entry::Handshake(_) | Entry::Retired(_)) | None => false,
+        });
+        if fenced || newer || self.by_session.len() >= self.limits.sessions_max {
+            return self.reject(local, overtaken(), tick, wire);
+        }
+        // Older keys of the same session end here, before the new ones are used.
+        if let Some(old) = self.carried(id) {
+            self.entries.remove(old, Rest::Long, tick.now);
+            self.by_session.remove(&id);
+        }
+        let Some(Entry::Handshake(handshake)) = self.entries.replace(local, Entry::Reserved) else { return };
+        self.claims -= 1;
+        let Handshake { keys, device, path, .. } = *handshake;
+        let ownership = Ownership {
+            epoch: activation.epoch,
+            path,
+            expires: activation.expires,
+            idle_transport_max: activation.idle_transport_max,
+            switches_per_minute_max: activation.switches_per_minute_max,
+        };
+        let frame = encode(&Frame::AttachResult(Box::new(activation.result)));
+        let mut session = Box::new(Session {
+            opening: keys.opening,
+            sealing: keys.sealing,
+            machine: GatewaySession::accepted(&ownership, tick.now),
+            inner: activation.inner,
+            id,
+            device,
+            correlation: activation.correlation,
+            allowed: (!activation.allowed.is_empty()).then(|| activation.allowed.into()),
+            outcome: None,
+            armed: Armed::NEVER,
+        });
+        seal_to_client(&mut session.sealing, Content::Control, path, &frame, wire, &mut self.counters);
+        session.outcome = Some(Box::new(Outcome { frame, until: tick.now.saturating_add(OUTCOME_WAIT) }));
+        self.entries.replace(local, Entry::Session(session));
+        self.by_session.insert(id, local);
+        self.counters.add(Count::Accepted);
+        self.note(local, What::Activated);
+        for address in activation.inner.iter() {
+            self.routes.set(address, id, activation.epoch, Target::Local(local));
+        }
+        self.release_claim_packets(local, wire);
+        for address in activation.inner.iter() {
+            self.release_parked(tick, address, wire);
+        }
+        if let Some((reason, targets)) = self.draining.clone() {
+            self.ask_to_move(local, reason, &targets, tick, wire);
+        }
+        self.arm(local);
+    }
+
+    /// Stops a session in `epoch` and every earlier one. Nothing of it is forwarded afterwards.
+    pub(super) fn handle_stop<W: Wire>(
+        &mut self,
+        tick: Tick,
+        id: SessionId,
+        epoch: Epoch,
+        cause: StopCause,
+        authority: bool,
+        wire: &mut W,
+    ) {
+        self.remember_fence(id, epoch, tick.now);
+        let Some(local) = self.carried(id) else { return };
+        let Some(Entry::Session(session)) = self.entries.get_mut(local) else { return };
+        if session.machine.epoch() > epoch {
+            return;
+        }
+        let path = session.machine.path();
+        let farewell = match &cause {
+            StopCause::Moved => None,
+            StopCause::Terminated(reason) => Some(Frame::Terminated { reason: *reason }),
+            StopCause::Released(targets) => {
+                Some(Frame::Migrate { reason: Reason::Drained, targets: targets.clone() })
+            }
+        };
+        if let Some(frame) = farewell
+            && authority
+        {
+            send_frame(&mut session.sealing, path, &frame, wire, &mut self.counters);
+        }
+        self.fence_entry(local, &cause, tick);
+    }
+
+    fn fence_entry(&mut self, local: u32, cause: &StopCause, tick: Tick) {
+        let Some(Entry::Session(session)) = self.entries.get_mut(local) else { return };
+        match cause {
+            StopCause::Moved | StopCause::Released(_) => session.machine.fence(&mut self.effects),
+            StopCause::Terminated(reason) => {
+                session.machine.terminate(*reason, &mut self.effects);
+            }
+        }
+        self.note_changes(local);
+        let Some(Entry::Session(session)) = self.entries.replace(local, Entry::Reserved) else { return };
+        self.by_session.remove(&session.id);
+        self.counters.add(Count::Fenced);
+        let inner = session.inner;
+        if let StopCause::Terminated(_) = cause {
+            for address in inner.iter() {
+                self.routes.remove(address, session.id);
+                self.parking.take(Place::Down(address));
+                self.parking.take(Place::Up(address));
+            }
+            self.entries.remove(local, Rest::Long, tick.now);
+            return;
+        }
+        for address in inner.iter() {
+            if let Some(route) = self.routes.get_mut(address)
+                && route.session == session.id
+                && route.target == Target::Local(local)
+            {
+                route.target = Target::Nobody;
+            }
+        }
+        let retired =
+            Retired { opening: session.opening, inner, session: session.id, cause: Retirement::Fenced };
+        self.entries.replace(local, Entry::Retired(Box::new(retired)));
+        self.retired.push_back((tick.now.saturating_add(RETIRED_WAIT), local));
+    }
+
+    fn remember_fence(&mut self, id: SessionId, epoch: Epoch, now: Nanos) {
+        let until = now.saturating_add(FENCE_MEMORY);
+        let fence = self.fences.entry(id).or_insert((epoch, until));
+        *fence = (fence.0.max(epoch), until);
+        self.fence_order.push_back((until, id));
+    }
+
+    /// A session ends by its own machine's decision.
+    pub(super) fn end_session(&mut self, local: u32, reason: Reason, now: Nanos) {
+        let Some(Entry::Session(session)) = self.entries.remove(local, Rest::Long, now) else { return };
+        self.by_session.remove(&session.id);
+        for address in session.inner.iter() {
+            self.routes.remove(address, session.id);
+        }
+        let epoch = session.machine.epoch();
+        self.remember_fence(session.id, epoch, now);
+        self.emit(Event::Ended { session: session.id, epoch, reason });
+    }
+
+    /// Asks every client to move to one of `targets`; sessions that come later are asked as well.
+    pub(super) fn handle_drain<W: Wire>(
+        &mut self,
+        tick: Tick,
+        reason: Reason,
+        targets: Vec<std::net::SocketAddr>,
+        wire: &mut W,
+    ) {
+        let locals: Vec<u32> = self.by_session.values().copied().collect();
+        for local in locals {
+            self.ask_to_move(local, reason, &targets, tick, wire);
+        }
+        self.draining = Some((reason, targets));
+    }
+
+    fn ask_to_move<W: Wire>(
+        &mut self,
+        local: u32,
+        reason: Reason,
+        targets: &[std::net::SocketAddr],
+        tick: Tick,
+        wire: &mut W,
+    ) {
+        if let Some(Entry::Session(session)) = self.entries.get_mut(local) {
+            session.machine.ask_to_move(reason, targets.to_vec(), &mut self.effects);
+            self.apply_effects(local, tick, wire);
+            self.arm(local);
+        }
+    }
+
+    /// The sessions carried here, with their epochs.
+    pub(super) fn list(&self) -> Vec<(SessionId, Epoch)> {
+        self.by_session
+            .iter()
+            .filter_map(|(id, local)| match self.entries.get(*local) {
+                Some(Entry::Session(session)) => Some((*id, session.machine.epoch())),
+                Some(Entry::Reserved | Entry::Handshake(_) | Entry::Retired(_)) | None => None,
+            })
+            .collect()
+    }
+
+    /// Says what happened to a session, if the queue has room.
+    pub(super) fn note(&mut self, local: u32, what: What) {
+        if let Some(Entry::Session(session)) = self.entries.get(local) {
+            let note = Note {
+                session: session.id,
+                correlation: session.correlation,
+                epoch: session.machine.epoch(),
+                what,
+            };
+            let _ = self.events.try_send(Event::Note(note));
+        }
+    }
+
+    fn note_changes(&mut self, local: u32) {
+        for effect in std::mem::take(&mut self.effects) {
+            if let jump_session::gateway::Effect::Changed { from, to, reason } = effect {
+                self.note(local, What::Changed(from, to, reason));
+            }
+        }
+    }
+}

@@ -1,0 +1,208 @@
+//! What goes to clients: packets of the inner network, and what other gateways relay.
+
+use std::net::IpAddr;
+
+use jump_crypto::ids::SessionId;
+use jump_crypto::record::{Content, RecordHeader};
+use jump_session::gateway::Nanos;
+
+use super::inner::InnerHeader;
+use super::links::{Kind, SOURCE_LEN, decode_source};
+use super::parking::Packets;
+use super::route::{NodeRef, Target};
+use super::session::Entry;
+use super::uplink::{Arrival, deliver, refusal};
+use super::{Count, DataPlane, DropReason, Place, Tick, Wire, seal_to_client};
+
+impl DataPlane {
+    /// A packet of the inner network. The caller has checked the guard for the batch.
+    pub fn handle_inner<W: Wire>(&mut self, tick: Tick, packet: &[u8], wire: &mut W) {
+        let Some(header) = InnerHeader::parse(packet) else {
+            return self.counters.drop(DropReason::InnerMalformed);
+        };
+        self.send_down(tick, header.destination, packet, Kind::InnerPacket, wire);
+    }
+
+    /// Sends `packet` towards the client with this inner address: sealed to it, relayed to its owner as `kind`, or
+    /// parked until there is one.
+    fn send_down<W: Wire>(
+        &mut self,
+        tick: Tick,
+        destination: IpAddr,
+        packet: &[u8],
+        kind: Kind,
+        wire: &mut W,
+    ) {
+        match self.routes.get(destination).map(|route| route.target) {
+            Some(Target::Local(local)) => self.send_to_client(local, packet, wire),
+            Some(Target::Node(node)) => match self.links.get_mut(node) {
+                Some(link) => {
+                    if link.send(kind, &[], packet, wire, &mut self.counters) {
+                        self.counters.add(Count::RelayedOut);
+                    }
+                }
+                // The owner's run is over: wait for the next owner.
+                None => self.park(Place::Down(destination), packet, tick.now),
+            },
+            Some(Target::Nobody) => self.park(Place::Down(destination), packet, tick.now),
+            None if !self.routes.complete && self.routes.in_pools(destination) => {
+                self.park(Place::Down(destination), packet, tick.now);
+            }
+            None => self.counters.drop(DropReason::NoRoute),
+        }
+    }
+
+    fn send_to_client<W: Wire>(&mut self, local: u32, packet: &[u8], wire: &mut W) {
+        let Some(Entry::Session(session)) = self.entries.get_mut(local) else {
+            return self.counters.drop(DropReason::NotActive);
+        };
+        if !session.machine.forwards() {
+            return self.counters.drop(DropReason::NotActive);
+        }
+        let path = session.machine.path();
+        if seal_to_client(&mut session.sealing, Content::Packet, path, packet, wire, &mut self.counters) {
+            self.counters.add(Count::PacketsDown);
+            self.counters.add_many(Count::BytesDown, packet.len() as u64);
+        }
+    }
+
+    pub(super) fn park(&mut self, place: Place, packet: &[u8], now: Nanos) {
+        match self.parking.park(place, packet, now) {
+            Ok(()) => self.counters.add(Count::Parked),
+            Err(reason) => self.counters.drop(reason),
+        }
+    }
+
+    /// A datagram on the gateways' socket. The caller has checked the guard for the batch.
+    pub fn handle_mesh<W: Wire>(&mut self, tick: Tick, datagram: &mut [u8], wire: &mut W) {
+        let Some(header) = RecordHeader::parse_mesh(datagram) else {
+            return self.counters.drop(DropReason::Malformed);
+        };
+        let Some(link) = self.links.by_number_mut(header.receiver.node()) else {
+            return self.counters.drop(DropReason::UnknownNode);
+        };
+        let opened = match link.opening.open(datagram) {
+            Ok(opened) => opened,
+            Err(error) => return self.counters.drop(refusal(error)),
+        };
+        let Some((kind, body)) = opened.plaintext.split_first_mut() else {
+            return self.counters.drop(DropReason::Malformed);
+        };
+        match Kind::of(*kind) {
+            Some(kind @ (Kind::InnerPacket | Kind::ForwardedPacket)) => {
+                self.handle_relayed_packet(tick, kind, body, wire);
+            }
+            Some(Kind::UplinkPacket) => self.handle_relayed_uplink(tick, body, wire),
+            Some(Kind::StrayRecord) => match body.split_first_chunk_mut::<SOURCE_LEN>() {
+                Some((source, record)) => match decode_source(source) {
+                    Some(source) => {
+                        self.counters.add(Count::StraysIn);
+                        self.handle_record(tick, source, record, Arrival::Relayed, wire);
+                    }
+                    None => self.counters.drop(DropReason::Malformed),
+                },
+                None => self.counters.drop(DropReason::Malformed),
+            },
+            None => self.counters.drop(DropReason::Malformed),
+        }
+    }
+
+    /// An inner packet that another gateway relayed: forwarded only by the active owner. An owner-to-be keeps it for a
+    /// moment; an old owner hands it on once.
+    fn handle_relayed_packet<W: Wire>(&mut self, tick: Tick, kind: Kind, packet: &[u8], wire: &mut W) {
+        let Some(header) = InnerHeader::parse(packet) else {
+            return self.counters.drop(DropReason::InnerMalformed);
+        };
+        match self.routes.get(header.destination).map(|route| route.target) {
+            Some(Target::Local(local)) => {
+                self.counters.add(Count::RelayedIn);
+                self.send_to_client(local, packet, wire);
+            }
+            Some(Target::Nobody) => self.park(Place::Down(header.destination), packet, tick.now),
+            Some(Target::Node(_)) if kind == Kind::InnerPacket => {
+                self.send_down(tick, header.destination, packet, Kind::ForwardedPacket, wire);
+            }
+            Some(Target::Node(_)) | None => self.counters.drop(DropReason::NotOwner),
+        }
+    }
+
+    /// An inner packet from a client that its old owner opened.
+    fn handle_relayed_uplink<W: Wire>(&mut self, tick: Tick, packet: &[u8], wire: &mut W) {
+        let Some(header) = InnerHeader::parse(packet) else {
+            return self.counters.drop(DropReason::InnerMalformed);
+        };
+        match self.routes.get(header.source).map(|route| route.target) {
+            Some(Target::Local(local)) => {
+                if let Some(Entry::Session(session)) = self.entries.get_mut(local) {
+                    self.counters.add(Count::RelayedIn);
+                    deliver(session, packet, wire, &mut self.counters);
+                }
+            }
+            // Accepted in the store, not yet here.
+            Some(Target::Nobody) => self.park(Place::Up(header.source), packet, tick.now),
+            Some(Target::Node(_)) | None => self.counters.drop(DropReason::NotOwner),
+        }
+    }
+
+    /// The way to `address` has changed: sends on what waited for it.
+    pub(super) fn release_parked<W: Wire>(&mut self, tick: Tick, address: IpAddr, wire: &mut W) {
+        if let Some(packets) = self.parking.take(Place::Down(address)) {
+            packets.for_each(|packet| self.send_down(tick, address, packet, Kind::ForwardedPacket, wire));
+        }
+        if let Some(packets) = self.parking.take(Place::Up(address)) {
+            self.release_uplink(address, &packets, wire);
+        }
+    }
+
+    fn release_uplink<W: Wire>(&mut self, address: IpAddr, packets: &Packets, wire: &mut W) {
+        match self.routes.get(address).map(|route| route.target) {
+            Some(Target::Local(local)) => {
+                if let Some(Entry::Session(session)) = self.entries.get_mut(local) {
+                    packets.for_each(|packet| deliver(session, packet, wire, &mut self.counters));
+                }
+            }
+            Some(Target::Node(node)) => {
+                if let Some(link) = self.links.get_mut(node) {
+                    packets.for_each(|packet| {
+                        if link.send(Kind::UplinkPacket, &[], packet, wire, &mut self.counters) {
+                            self.counters.add(Count::RelayedOut);
+                        }
+                    });
+                }
+            }
+            Some(Target::Nobody) | None => self.counters.drop(DropReason::NoRoute),
+        }
+    }
+
+    /// A link came up: sends on what waited for that owner.
+    pub(super) fn release_parked_for<W: Wire>(&mut self, tick: Tick, node: NodeRef, wire: &mut W) {
+        let waiting: Vec<IpAddr> = self
+            .parking
+            .places()
+            .filter_map(|place| match place {
+                Place::Down(address) | Place::Up(address) => Some(address),
+                Place::Claim(_) => None,
+            })
+            .filter(|address| {
+                self.routes.get(*address).is_some_and(|route| route.target == Target::Node(node))
+            })
+            .collect();
+        for address in waiting {
+            self.release_parked(tick, address, wire);
+        }
+    }
+
+    /// Packets that rode along with a claim go out once it is a session.
+    pub(super) fn release_claim_packets<W: Wire>(&mut self, local: u32, wire: &mut W) {
+        if let Some(packets) = self.parking.take(Place::Claim(local))
+            && let Some(Entry::Session(session)) = self.entries.get_mut(local)
+        {
+            packets.for_each(|packet| deliver(session, packet, wire, &mut self.counters));
+        }
+    }
+
+    /// The session that this data plane carries, by its id.
+    pub(super) fn carried(&self, session: SessionId) -> Option<u32> {
+        self.by_session.get(&session).copied()
+    }
+}

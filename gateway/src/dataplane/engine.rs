@@ -1,0 +1,297 @@
+//! The data plane's thread: sockets and TUN in, one pass, out, and back to waiting.
+
+use std::io;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, SystemTime};
+
+use jump_session::gateway::Nanos;
+use jump_transport::batch::{HEADROOM, TAILROOM};
+use jump_transport::clock::boottime_nanos;
+use jump_transport::poll::{Waker, wait};
+use jump_transport::tun::{Tun, TunReceiveBuffers, TunSendBatch};
+use jump_transport::udp::{ReceiveBuffers, SendBatch, UdpSocket};
+use tokio::sync::{mpsc, oneshot};
+
+use super::orders::After;
+use super::{Command, Count, DataPlane, DropReason, SharedCounters, Tick, Wire};
+use crate::lease::Guard;
+
+/// Batches of one socket in a row before the others get their turn.
+const BATCHES_MAX: usize = 4;
+/// Packets of the TUN device in a row.
+const TUN_BUDGET: usize = 256;
+/// Orders in a row.
+const COMMANDS_BUDGET: usize = 64;
+/// Longest wait: the thread shows that it is alive at least this often.
+const WAIT_MAX: Duration = Duration::from_millis(25);
+
+/// What the data plane shows to other threads.
+#[derive(Debug, Default)]
+pub struct Shared {
+    /// Counts passes of the loop: who sees it stand still knows that the thread does.
+    pub passes: AtomicU64,
+    /// Sessions carried.
+    pub sessions: AtomicU64,
+    /// Receiver indices in use.
+    pub entries: AtomicU64,
+    /// Known ways to inner addresses.
+    pub routes: AtomicU64,
+    /// Links to other gateways.
+    pub links: AtomicU64,
+    /// Everything counted.
+    pub counters: SharedCounters,
+}
+
+/// The thread's sockets.
+pub struct Sockets {
+    /// The clients' socket.
+    pub clients: UdpSocket,
+    /// The gateways' socket.
+    pub mesh: UdpSocket,
+    /// The inner network.
+    pub tun: Tun,
+}
+
+struct Output<'a> {
+    sockets: &'a Sockets,
+    clients: SendBatch,
+    mesh: SendBatch,
+    inner: TunSendBatch,
+}
+
+impl Wire for Output<'_> {
+    fn to_client(&mut self, destination: std::net::SocketAddr, len: usize) -> &mut [u8] {
+        self.clients.slot(&self.sockets.clients, destination, len)
+    }
+
+    fn cancel_client(&mut self) {
+        self.clients.cancel();
+    }
+
+    fn to_mesh(&mut self, destination: std::net::SocketAddr, len: usize) -> &mut [u8] {
+        self.mesh.slot(&self.sockets.mesh, destination, len)
+    }
+
+    fn cancel_mesh(&mut self) {
+        self.mesh.cancel();
+    }
+
+    fn to_inner(&mut self, packet: &[u8]) {
+        self.inner.push(&self.sockets.tun, packet);
+    }
+}
+
+impl Output<'_> {
+    fn flush(&mut self, plane: &mut DataPlane) {
+        let clients = self.clients.flush(&self.sockets.clients);
+        let mesh = self.mesh.flush(&self.sockets.mesh);
+        let inner = self.inner.flush(&self.sockets.tun);
+        let counters = plane.counters_mut();
+        counters.drop_many(DropReason::SocketFull, clients.dropped + mesh.dropped);
+        counters.drop_many(DropReason::TunRefused, inner.dropped);
+    }
+}
+
+/// Everything the thread runs on.
+pub struct Engine {
+    /// The packet state.
+    pub plane: DataPlane,
+    /// Its sockets.
+    pub sockets: Sockets,
+    /// Orders.
+    pub commands: mpsc::Receiver<Command>,
+    /// Wakes the thread for an order.
+    pub waker: Waker,
+    /// The authority to forward.
+    pub guard: Guard,
+    /// What others see.
+    pub shared: Arc<Shared>,
+}
+
+impl Engine {
+    /// Runs until it is told to shut down or nobody is left to give orders.
+    ///
+    /// # Errors
+    /// When waiting for or reading from a socket fails for good.
+    pub fn run(self) -> io::Result<()> {
+        let Self { mut plane, sockets, mut commands, waker, guard, shared } = self;
+        let mut output = Output {
+            sockets: &sockets,
+            clients: SendBatch::new(),
+            mesh: SendBatch::new(),
+            inner: TunSendBatch::new(),
+        };
+        let mut buffers = (ReceiveBuffers::new(), ReceiveBuffers::new(), TunReceiveBuffers::new());
+        let mut ready = [true; 3];
+        let mut held = false;
+        loop {
+            let mut busy = false;
+            let mut acknowledgements: Vec<oneshot::Sender<()>> = Vec::new();
+            for _ in 0..COMMANDS_BUDGET {
+                let command = match commands.try_recv() {
+                    Ok(command) => command,
+                    Err(mpsc::error::TryRecvError::Empty) => break,
+                    Err(mpsc::error::TryRecvError::Disconnected) => return Ok(()),
+                };
+                busy = true;
+                let tick = tick();
+                match plane.handle_command(tick, command, guard.holds(tick.now), &mut output) {
+                    After::Nothing => {}
+                    After::Acknowledge(done) => acknowledgements.push(done),
+                    After::Shutdown => {
+                        output.flush(&mut plane);
+                        return Ok(());
+                    }
+                }
+            }
+            output.flush(&mut plane);
+            for done in acknowledgements {
+                // The asker may have given up waiting.
+                let _ = done.send(());
+            }
+            let holds = guard.holds(boottime_nanos());
+            if held && !holds {
+                plane.counters_mut().add(Count::GuardTrips);
+            }
+            held = holds;
+
+            if ready[0] {
+                busy |= clients_in(&mut plane, &sockets, &mut buffers.0, &guard, &mut output)?;
+            }
+            if ready[1] {
+                busy |= mesh_in(&mut plane, &sockets, &mut buffers.1, &guard, &mut output)?;
+            }
+            if ready[2] {
+                busy |= inner_in(&mut plane, &sockets, &mut buffers.2, &guard, &mut output)?;
+            }
+            let now = tick();
+            if guard.holds(now.now) {
+                plane.handle_timers(now, &mut output);
+                output.flush(&mut plane);
+            }
+            publish(&plane, &shared);
+            let timeout = if busy { Duration::ZERO } else { patience(plane.poll_timeout(), now.now) };
+            wait(
+                &[sockets.clients.as_fd(), sockets.mesh.as_fd(), sockets.tun.as_fd()],
+                &waker,
+                Some(timeout),
+                &mut ready,
+            )?;
+        }
+    }
+}
+
+fn tick() -> Tick {
+    let unix = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    Tick { now: boottime_nanos(), unix }
+}
+
+fn patience(due: Option<Nanos>, now: Nanos) -> Duration {
+    let until = due.map_or(WAIT_MAX, |due| Duration::from_nanos(due.saturating_sub(now)));
+    // A deadline that was just missed (no authority to act on it) must not turn into spinning.
+    until.clamp(Duration::from_millis(1), WAIT_MAX)
+}
+
+fn publish(plane: &DataPlane, shared: &Shared) {
+    shared.passes.fetch_add(1, Ordering::Relaxed);
+    shared.sessions.store(plane.sessions() as u64, Ordering::Relaxed);
+    shared.entries.store(plane.entries() as u64, Ordering::Relaxed);
+    shared.routes.store(plane.routes() as u64, Ordering::Relaxed);
+    shared.links.store(plane.links() as u64, Ordering::Relaxed);
+    shared.counters.publish(plane.counters());
+}
+
+fn clients_in(
+    plane: &mut DataPlane,
+    sockets: &Sockets,
+    buffers: &mut ReceiveBuffers,
+    guard: &Guard,
+    output: &mut Output<'_>,
+) -> io::Result<bool> {
+    for batch in 0..BATCHES_MAX {
+        let tick = tick();
+        let holds = guard.holds(tick.now);
+        let received = sockets.clients.receive(buffers, &mut |datagram| {
+            if holds {
+                plane.handle_client(tick, datagram.source, datagram.bytes, output);
+            } else {
+                plane.counters_mut().drop(DropReason::Guard);
+            }
+        });
+        output.flush(plane);
+        if none_left(received)? {
+            return Ok(batch > 0);
+        }
+    }
+    Ok(true)
+}
+
+fn mesh_in(
+    plane: &mut DataPlane,
+    sockets: &Sockets,
+    buffers: &mut ReceiveBuffers,
+    guard: &Guard,
+    output: &mut Output<'_>,
+) -> io::Result<bool> {
+    for batch in 0..BATCHES_MAX {
+        let tick = tick();
+        let holds = guard.holds(tick.now);
+        let received = sockets.mesh.receive(buffers, &mut |datagram| {
+            if holds {
+                plane.handle_mesh(tick, datagram.bytes, output);
+            } else {
+                plane.counters_mut().drop(DropReason::Guard);
+            }
+        });
+        output.flush(plane);
+        if none_left(received)? {
+            return Ok(batch > 0);
+        }
+    }
+    Ok(true)
+}
+
+fn inner_in(
+    plane: &mut DataPlane,
+    sockets: &Sockets,
+    buffers: &mut TunReceiveBuffers,
+    guard: &Guard,
+    output: &mut Output<'_>,
+) -> io::Result<bool> {
+    let tick = tick();
+    let holds = guard.holds(tick.now);
+    let received = sockets.tun.receive(buffers, TUN_BUDGET, &mut |frame| {
+        let packet = frame.get(HEADROOM..frame.len() - TAILROOM).unwrap_or_default();
+        if holds {
+            plane.handle_inner(tick, packet, output);
+        } else {
+            plane.counters_mut().drop(DropReason::Guard);
+        }
+    });
+    output.flush(plane);
+    none_left(received).map(|none| !none)
+}
+
+/// Says whether nothing was received. Errors of single datagrams (ICMP answers on an unconnected socket) are nothing.
+fn none_left(received: io::Result<usize>) -> io::Result<bool> {
+    match received {
+        Ok(0) => Ok(true),
+        Ok(_) => Ok(false),
+        Err(error)
+            if matches!(
+                error.kind(),
+                io::ErrorKind::WouldBlock
+                    | io::ErrorKind::Interrupted
+                    | io::ErrorKind::ConnectionRefused
+                    | io::ErrorKind::ConnectionReset
+                    | io::ErrorKind::HostUnreachable
+                    | io::ErrorKind::NetworkUnreachable
+            ) =>
+        {
+            Ok(true)
+        }
+        Err(error) => Err(error),
+    }
+}

@@ -1,0 +1,373 @@
+//! The data plane: all packet state of one gateway, on one thread that runs to completion.
+//!
+//! [`DataPlane`] is a value without sockets: datagrams and packets go in, output goes to a [`Wire`], news to a queue.
+//! [`engine`] drives it with real sockets. Nothing here locks, waits or logs per packet; what is dropped is counted.
+
+mod admission;
+mod bindings;
+mod claims;
+mod command;
+mod counters;
+mod downlink;
+pub mod engine;
+mod inner;
+mod limiter;
+mod links;
+mod orders;
+mod parking;
+mod route;
+mod session;
+mod slab;
+#[cfg(test)]
+mod tests;
+mod timers;
+mod uplink;
+mod wire;
+
+use std::collections::{HashMap, VecDeque};
+
+use ipnet::IpNet;
+use jump_crypto::cookie::Gate;
+use jump_crypto::entropy::Entropy;
+use jump_crypto::ids::{Epoch, NodeNumber, ReceiverIndex, SessionId};
+use jump_crypto::record::{Content, HEADER_LEN, OVERHEAD, SealingKey};
+use jump_session::frame::{FRAME_LEN_MAX, Frame};
+use jump_session::gateway::{Effect, Nanos, Timing};
+use tokio::sync::mpsc;
+
+pub use command::*;
+pub use counters::{Count, Counters, DropReason, SharedCounters};
+pub use limiter::Rate;
+pub use links::Link;
+pub use parking::{PACKETS_MAX, TOTAL_BYTES_MAX, WAIT_MAX};
+pub use route::NodeRef;
+pub use session::Inner;
+pub use slab::{ENTRIES_MAX, Slab};
+pub use wire::Wire;
+
+use limiter::{Bucket, SourceLimiter};
+use links::Links;
+use parking::{ParkingLot, Place};
+use route::Routes;
+use session::{Entry, Session};
+use slab::Rest;
+use timers::{Armed, Timers};
+
+/// The longest UDP payload.
+pub(crate) const DATAGRAM_LEN_MAX: usize = 65_507;
+/// How long a reserved index and an answered handshake wait, in nanoseconds.
+pub const HANDSHAKE_WAIT: Nanos = 5_000_000_000;
+/// How long a confirmed handshake waits for control, in nanoseconds; longer than any attach call.
+pub const CLAIM_WAIT: Nanos = 15_000_000_000;
+/// How long the outcome of an attach is repeated, and retired keys still open records, in nanoseconds.
+const OUTCOME_WAIT: Nanos = 10_000_000_000;
+const RETIRED_WAIT: Nanos = 2_000_000_000;
+/// How long a fenced epoch is remembered, in nanoseconds; longer than any attach call may take.
+const FENCE_MEMORY: Nanos = 60_000_000_000;
+
+/// The bounds of a data plane.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Limits {
+    /// Handshakes that are answered and not confirmed; the oldest give way.
+    pub handshakes_max: usize,
+    /// Confirmed handshakes that wait for control.
+    pub claims_max: usize,
+    /// Sessions carried here.
+    pub sessions_max: usize,
+    /// First messages per source prefix.
+    pub source_rate: Rate,
+    /// First messages per second above which cookies are asked for.
+    pub cookie_above_per_second: u32,
+    /// Reattach hints in all.
+    pub hint_rate: Rate,
+    /// The session machines' timing.
+    pub timing: Timing,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            handshakes_max: 4096,
+            claims_max: 1024,
+            sessions_max: 50_000,
+            source_rate: Rate { per_second: 100, burst: 200 },
+            cookie_above_per_second: 500,
+            hint_rate: Rate { per_second: 10_000, burst: 2_000 },
+            timing: Timing::default(),
+        }
+    }
+}
+
+/// The time of a batch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Tick {
+    /// Nanoseconds of the suspend-counting clock.
+    pub now: Nanos,
+    /// Seconds since the Unix epoch, for cookies.
+    pub unix: u64,
+}
+
+/// What a data plane is made with.
+pub struct Setup {
+    /// This run's steering number.
+    pub number: NodeNumber,
+    /// Inner address pools.
+    pub pools: Vec<IpNet>,
+    /// Gates of the cluster keys, current first.
+    pub gates: Vec<Gate>,
+    /// The bounds.
+    pub limits: Limits,
+    /// Randomness for challenges and cookies.
+    pub entropy: Box<dyn Entropy>,
+    /// News goes here.
+    pub events: mpsc::Sender<Event>,
+    /// First messages go here.
+    pub inits: InitQueues,
+}
+
+/// All packet state of one gateway.
+pub struct DataPlane {
+    number: NodeNumber,
+    limits: Limits,
+    gates: Vec<Gate>,
+    entropy: Box<dyn Entropy>,
+    entries: Slab<Entry>,
+    by_session: HashMap<SessionId, u32>,
+    routes: Routes,
+    links: Links,
+    parking: ParkingLot,
+    timers: Timers,
+    /// Reserved and answered handshakes, oldest first.
+    waiting: VecDeque<(Nanos, u32)>,
+    answered: usize,
+    /// Claims and rejections, and retired keys, by the time of their end.
+    claiming: VecDeque<(Nanos, u32)>,
+    claims: usize,
+    retired: VecDeque<(Nanos, u32)>,
+    /// The highest epoch of each session that is over here.
+    fences: HashMap<SessionId, (Epoch, Nanos)>,
+    fence_order: VecDeque<(Nanos, SessionId)>,
+    sources: SourceLimiter,
+    hints: Bucket,
+    load: admission::Load,
+    inits: InitQueues,
+    next_queue: usize,
+    events: mpsc::Sender<Event>,
+    /// Events that must not be lost and found the queue full.
+    unsent: VecDeque<Event>,
+    draining: Option<(jump_session::reason::Reason, Vec<std::net::SocketAddr>)>,
+    effects: Vec<Effect>,
+    counters: Counters,
+}
+
+impl DataPlane {
+    /// A data plane without sessions.
+    pub fn new(setup: Setup) -> Self {
+        Self {
+            number: setup.number,
+            sources: SourceLimiter::new(setup.limits.source_rate),
+            limits: setup.limits,
+            gates: setup.gates,
+            entropy: setup.entropy,
+            entries: Slab::new(),
+            by_session: HashMap::new(),
+            routes: Routes::new(setup.pools),
+            links: Links::default(),
+            parking: ParkingLot::default(),
+            timers: Timers::default(),
+            waiting: VecDeque::new(),
+            answered: 0,
+            claiming: VecDeque::new(),
+            claims: 0,
+            retired: VecDeque::new(),
+            fences: HashMap::new(),
+            fence_order: VecDeque::new(),
+            hints: Bucket::default(),
+            load: admission::Load::default(),
+            inits: setup.inits,
+            next_queue: 0,
+            events: setup.events,
+            unsent: VecDeque::new(),
+            draining: None,
+            effects: Vec::with_capacity(16),
+            counters: Counters::new(),
+        }
+    }
+
+    /// What was counted.
+    pub fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    pub(crate) fn counters_mut(&mut self) -> &mut Counters {
+        &mut self.counters
+    }
+
+    /// Sessions carried here.
+    pub fn sessions(&self) -> usize {
+        self.by_session.len()
+    }
+
+    /// Indices in use: sessions, handshakes and retired keys.
+    pub fn entries(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Known ways to inner addresses.
+    pub fn routes(&self) -> usize {
+        self.routes.len()
+    }
+
+    /// Links to other gateways.
+    pub fn links(&self) -> usize {
+        self.links.len()
+    }
+
+    fn index(&self, local: u32) -> ReceiverIndex {
+        ReceiverIndex::of_node(self.number, local)
+    }
+
+    /// Does what is due.
+    pub fn handle_timers<W: Wire>(&mut self, tick: Tick, wire: &mut W) {
+        let now = tick.now;
+        while let Some((local, due)) = self.timers.pop(now) {
+            if let Some(Entry::Session(session)) = self.entries.get_mut(local)
+                && session.armed == due
+            {
+                session.armed = Armed::NEVER;
+                if session.outcome.as_ref().is_some_and(|outcome| outcome.until <= now) {
+                    session.outcome = None;
+                }
+                session.machine.on_timeout(now, &self.limits.timing, &mut self.effects);
+                self.apply_effects(local, tick, wire);
+                self.arm(local);
+            }
+        }
+        self.expire_handshakes(now);
+        while let Some((_, local)) = take_due(&mut self.retired, now) {
+            if matches!(self.entries.get(local), Some(Entry::Retired(_))) {
+                self.entries.remove(local, Rest::Long, now);
+            }
+        }
+        let expired = self.parking.expire(now);
+        self.counters.drop_many(DropReason::ParkingExpired, expired);
+        while let Some((_, session)) = take_due(&mut self.fence_order, now) {
+            if self.fences.get(&session).is_some_and(|(_, until)| *until <= now) {
+                self.fences.remove(&session);
+            }
+        }
+        while let Some(event) = self.unsent.pop_front() {
+            if let Err(error) = self.events.try_send(event) {
+                self.unsent.push_front(error.into_inner());
+                break;
+            }
+        }
+    }
+
+    /// When [`Self::handle_timers`] has something to do next.
+    pub fn poll_timeout(&self) -> Option<Nanos> {
+        let front = |queue: &VecDeque<(Nanos, u32)>| queue.front().map(|(due, _)| *due);
+        [self.timers.next(), front(&self.waiting), front(&self.claiming), front(&self.retired)]
+            .into_iter()
+            .flatten()
+            .min()
+    }
+
+    fn arm(&mut self, local: u32) {
+        if let Some(Entry::Session(session)) = self.entries.get_mut(local) {
+            let due = session.due(&self.limits.timing);
+            self.timers.arm(&mut session.armed, due, local);
+        }
+    }
+
+    /// Carries out what a session's machine asked for.
+    fn apply_effects<W: Wire>(&mut self, local: u32, tick: Tick, wire: &mut W) {
+        if self.effects.is_empty() {
+            return;
+        }
+        let mut effects = std::mem::take(&mut self.effects);
+        for effect in effects.drain(..) {
+            let Some(Entry::Session(session)) = self.entries.get_mut(local) else { break };
+            let note = |session: &Session, what| {
+                let note = Note {
+                    session: session.id,
+                    correlation: session.correlation,
+                    epoch: session.machine.epoch(),
+                    what,
+                };
+                // A full queue loses notes, never packets.
+                let _ = self.events.try_send(Event::Note(note));
+            };
+            match effect {
+                Effect::Send { to, frame } => {
+                    send_frame(&mut session.sealing, to, &frame, wire, &mut self.counters);
+                }
+                Effect::Moved { from, to, binding } => {
+                    self.counters.add(Count::PathMoves);
+                    note(session, What::Moved(from, to, binding));
+                }
+                Effect::Changed { from, to, reason } => note(session, What::Changed(from, to, reason)),
+                Effect::MoveRefused { to, reason } => {
+                    self.counters.add(Count::PathMovesRefused);
+                    note(session, What::MoveRefused(to, reason));
+                }
+                Effect::End { reason } => self.end_session(local, reason, tick.now),
+            }
+        }
+        self.effects = effects;
+    }
+
+    fn emit(&mut self, event: Event) {
+        if let Err(error) = self.events.try_send(event) {
+            self.unsent.push_back(error.into_inner());
+        }
+    }
+}
+
+fn take_due<T: Copy>(queue: &mut VecDeque<(Nanos, T)>, now: Nanos) -> Option<(Nanos, T)> {
+    queue.front().is_some_and(|(due, _)| *due <= now).then(|| queue.pop_front()).flatten()
+}
+
+/// Seals one frame to a client.
+fn send_frame<W: Wire>(
+    sealing: &mut SealingKey,
+    to: std::net::SocketAddr,
+    frame: &Frame,
+    wire: &mut W,
+    counters: &mut Counters,
+) {
+    let mut text = [0; FRAME_LEN_MAX];
+    if let Some(len) = frame.encode(&mut text) {
+        seal_to_client(sealing, Content::Control, to, &text[..len], wire, counters);
+    }
+}
+
+/// Seals `text` to a client. False when it could not be sent.
+#[inline]
+fn seal_to_client<W: Wire>(
+    sealing: &mut SealingKey,
+    content: Content,
+    to: std::net::SocketAddr,
+    text: &[u8],
+    wire: &mut W,
+    counters: &mut Counters,
+) -> bool {
+    if text.len() + OVERHEAD > DATAGRAM_LEN_MAX {
+        counters.drop(DropReason::TooLong);
+        return false;
+    }
+    let slot = wire.to_client(to, text.len() + OVERHEAD);
+    slot[HEADER_LEN..HEADER_LEN + text.len()].copy_from_slice(text);
+    if sealing.seal(content, slot, text.len()).is_err() {
+        wire.cancel_client();
+        counters.drop(DropReason::SealLimit);
+        return false;
+    }
+    true
+}
+
+fn encode(frame: &Frame) -> Box<[u8]> {
+    let mut text = [0; FRAME_LEN_MAX];
+    let len = frame.encode(&mut text).unwrap_or(0);
+    Box::from(&text[..len])
+}

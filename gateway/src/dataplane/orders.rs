@@ -1,0 +1,71 @@
+//! The orders of the rest of the worker, carried out between batches.
+
+use tokio::sync::oneshot;
+
+use super::{Command, DataPlane, Tick, Wire};
+
+/// What is left to do once the output of the orders has been flushed.
+#[derive(Debug)]
+pub enum After {
+    /// Nothing.
+    Nothing,
+    /// Say that nothing of the stopped session is forwarded any more.
+    Acknowledge(oneshot::Sender<()>),
+    /// End the thread.
+    Shutdown,
+}
+
+impl DataPlane {
+    /// Carries out one order. `authority` says whether this node may send to clients at this moment; orders are
+    /// carried out either way, because most of them take something away.
+    pub fn handle_command<W: Wire>(
+        &mut self,
+        tick: Tick,
+        command: Command,
+        authority: bool,
+        wire: &mut W,
+    ) -> After {
+        match command {
+            Command::Answered(answered) => {
+                // An answer that would come too late is not sent: the client has gone elsewhere by then.
+                if authority {
+                    self.handle_answered(*answered, wire);
+                } else {
+                    self.handle_refused(answered.keys.own_index, false, tick.now);
+                }
+            }
+            Command::Refused { index, replayed } => self.handle_refused(index, replayed, tick.now),
+            Command::Decide { index, verdict } => {
+                if authority {
+                    self.handle_verdict(tick, index, *verdict, wire);
+                }
+            }
+            Command::Stop { session, epoch, cause, done } => {
+                self.handle_stop(tick, session, epoch, cause, authority, wire);
+                return done.map_or(After::Nothing, After::Acknowledge);
+            }
+            Command::Bindings(updates) => {
+                for update in &updates {
+                    self.handle_binding(tick, update, authority, wire);
+                }
+            }
+            Command::SnapshotBegins => self.routes.begin_snapshot(),
+            Command::SnapshotComplete => self.routes.complete_snapshot(),
+            Command::Link(link) => {
+                let node = link.node;
+                self.links.add(*link);
+                self.release_parked_for(tick, node, wire);
+            }
+            Command::Unlink(node) => self.links.remove(node),
+            Command::Gates(gates) => self.gates = gates,
+            Command::Drain { reason, targets } => self.handle_drain(tick, reason, targets, wire),
+            Command::Undrain => self.draining = None,
+            Command::List(answer) => {
+                // The asker may have gone; then nobody wants the list.
+                let _ = answer.send(self.list());
+            }
+            Command::Shutdown => return After::Shutdown,
+        }
+        After::Nothing
+    }
+}

@@ -1,0 +1,168 @@
+//! Packets that wait, bounded, for an owner: during a handover, before control has answered a claim, and before the
+//! first snapshot of bindings.
+
+use std::collections::{HashMap, VecDeque};
+use std::net::IpAddr;
+
+use jump_session::gateway::Nanos;
+
+use super::counters::DropReason;
+
+/// Most packets that wait in one place.
+pub const PACKETS_MAX: usize = 64;
+/// Most bytes that wait in one place.
+const BYTES_MAX: usize = 128 * 1024;
+/// Most bytes that wait in all places together.
+pub const TOTAL_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// How long a packet waits at most, in nanoseconds.
+pub const WAIT_MAX: Nanos = 2_000_000_000;
+
+/// Where a packet waits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Place {
+    /// To the client with this inner address.
+    Down(IpAddr),
+    /// From the client with this inner address, received by an old owner.
+    Up(IpAddr),
+    /// From a client whose claim waits for control: the local index of the handshake.
+    Claim(u32),
+}
+
+/// Packets in the order of their arrival.
+#[derive(Debug, Default)]
+pub(crate) struct Packets {
+    bytes: Vec<u8>,
+    ends: Vec<usize>,
+    expires: Nanos,
+}
+
+impl Packets {
+    /// Calls `each` for every packet.
+    pub(crate) fn for_each(&self, mut each: impl FnMut(&[u8])) {
+        let mut start = 0;
+        for end in &self.ends {
+            each(&self.bytes[start..*end]);
+            start = *end;
+        }
+    }
+}
+
+/// All waiting packets.
+#[derive(Debug, Default)]
+pub(crate) struct ParkingLot {
+    places: HashMap<Place, Packets>,
+    order: VecDeque<(Nanos, Place)>,
+    bytes: usize,
+}
+
+impl ParkingLot {
+    /// Lets a copy of `packet` wait at `place`.
+    pub(crate) fn park(&mut self, place: Place, packet: &[u8], now: Nanos) -> Result<(), DropReason> {
+        if self.bytes + packet.len() > TOTAL_BYTES_MAX {
+            return Err(DropReason::ParkingFull);
+        }
+        let packets = self.places.entry(place).or_insert_with(|| {
+            let expires = now.saturating_add(WAIT_MAX);
+            self.order.push_back((expires, place));
+            Packets { expires, ..Packets::default() }
+        });
+        if packets.ends.len() >= PACKETS_MAX || packets.bytes.len() + packet.len() > BYTES_MAX {
+            return Err(DropReason::ParkingFull);
+        }
+        packets.bytes.extend_from_slice(packet);
+        packets.ends.push(packets.bytes.len());
+        self.bytes += packet.len();
+        Ok(())
+    }
+
+    /// Takes what waits at `place`.
+    pub(crate) fn take(&mut self, place: Place) -> Option<Packets> {
+        if self.places.is_empty() {
+            return None;
+        }
+        let packets = self.places.remove(&place)?;
+        self.bytes -= packets.bytes.len();
+        Some(packets)
+    }
+
+    /// Forgets what has waited too long; returns how many packets.
+    pub(crate) fn expire(&mut self, now: Nanos) -> u64 {
+        let mut expired = 0;
+        while let Some((expires, place)) = self.order.front().copied().filter(|(expires, _)| *expires <= now)
+        {
+            self.order.pop_front();
+            if self.places.get(&place).is_some_and(|packets| packets.expires == expires) {
+                expired += self.take(place).map_or(0, |packets| packets.ends.len() as u64);
+            }
+        }
+        expired
+    }
+
+    /// The destinations that packets wait for.
+    pub(crate) fn places(&self) -> impl Iterator<Item = Place> {
+        self.places.keys().copied()
+    }
+
+    /// Bytes that wait.
+    #[cfg(test)]
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn place(n: u8) -> Place {
+        Place::Down(IpAddr::from([10, 0, 0, n]))
+    }
+
+    #[test]
+    fn packets_come_back_once_in_their_order() {
+        let mut lot = ParkingLot::default();
+        for packet in [&b"one"[..], b"two", b""] {
+            lot.park(place(1), packet, 0).unwrap();
+        }
+        let mut seen = vec![];
+        lot.take(place(1)).unwrap().for_each(|packet| seen.push(packet.to_vec()));
+        assert_eq!(seen, [b"one".to_vec(), b"two".to_vec(), b"".to_vec()]);
+        assert!(lot.take(place(1)).is_none());
+        assert_eq!(lot.bytes(), 0);
+    }
+
+    #[test]
+    fn one_place_holds_no_more_than_its_bound() {
+        let mut lot = ParkingLot::default();
+        for _ in 0..PACKETS_MAX {
+            lot.park(place(1), b"x", 0).unwrap();
+        }
+        assert_eq!(lot.park(place(1), b"x", 0), Err(DropReason::ParkingFull));
+        assert_eq!(lot.park(place(2), b"x", 0), Ok(()));
+    }
+
+    #[test]
+    fn all_places_together_hold_no_more_than_their_bound() {
+        let mut lot = ParkingLot::default();
+        let packet = vec![0; 60_000];
+        let mut parked = 0;
+        for a in 0..=255u8 {
+            for _ in 0..2 {
+                parked += usize::from(lot.park(place(a), &packet, 0).is_ok());
+            }
+        }
+        assert!(parked * packet.len() <= TOTAL_BYTES_MAX);
+        assert!(lot.bytes() <= TOTAL_BYTES_MAX);
+    }
+
+    #[test]
+    fn packets_are_forgotten_after_their_time_and_later_ones_get_their_own() {
+        let mut lot = ParkingLot::default();
+        lot.park(place(1), b"x", 0).unwrap();
+        assert!(lot.take(place(1)).is_some());
+        lot.park(place(1), b"y", WAIT_MAX / 2).unwrap();
+        assert_eq!(lot.expire(WAIT_MAX), 0);
+        assert_eq!(lot.expire(WAIT_MAX + WAIT_MAX / 2), 1);
+        assert_eq!((lot.bytes(), lot.places().count(), lot.order.len()), (0, 0, 0));
+    }
+}

@@ -1,0 +1,135 @@
+//! What the data plane keeps per receiver index.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use ipnet::IpNet;
+use jump_crypto::handshake::{AttachIntent, Established};
+use jump_crypto::ids::{DeviceKey, SessionId};
+use jump_crypto::record::{OpeningKey, SealingKey};
+use jump_session::gateway::{GatewaySession, Nanos, Timing};
+
+use super::timers::Armed;
+
+/// The entry of one local index.
+pub(crate) enum Entry {
+    /// Set aside for an `AttachInit` that a handshake thread is answering.
+    Reserved,
+    /// Answered; waits for the client's confirmation or control's verdict.
+    Handshake(Box<Handshake>),
+    /// A session that this gateway owns.
+    Session(Box<Session>),
+    /// Receive-only keys: of a session before its rekey, or of one that was fenced.
+    Retired(Box<Retired>),
+}
+
+/// Where a handshake stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Stage {
+    /// Answered; the client has not confirmed.
+    Answered,
+    /// Confirmed; control is being asked.
+    Claiming,
+    /// Rejected; the encoded result is repeated for every `Confirm`.
+    Rejected(Box<[u8]>),
+}
+
+/// An answered `AttachInit`.
+pub(crate) struct Handshake {
+    pub(crate) keys: Established,
+    pub(crate) device: DeviceKey,
+    pub(crate) intent: AttachIntent,
+    /// Where the reply went: whoever confirms has received there.
+    pub(crate) path: SocketAddr,
+    pub(crate) stage: Stage,
+}
+
+/// Inner addresses: at most one of each family.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Inner {
+    v4: Option<Ipv4Addr>,
+    v6: Option<Ipv6Addr>,
+}
+
+impl Inner {
+    /// Keeps the first address of each family.
+    pub fn new(addresses: impl IntoIterator<Item = IpAddr>) -> Self {
+        let mut inner = Self::default();
+        for address in addresses {
+            match address {
+                IpAddr::V4(v4) => inner.v4 = inner.v4.or(Some(v4)),
+                IpAddr::V6(v6) => inner.v6 = inner.v6.or(Some(v6)),
+            }
+        }
+        inner
+    }
+
+    /// True when `address` is exactly one of them.
+    #[inline]
+    pub fn has(&self, address: IpAddr) -> bool {
+        match address {
+            IpAddr::V4(v4) => self.v4 == Some(v4),
+            IpAddr::V6(v6) => self.v6 == Some(v6),
+        }
+    }
+
+    /// The addresses.
+    pub fn iter(&self) -> impl Iterator<Item = IpAddr> + use<> {
+        self.v4.map(IpAddr::V4).into_iter().chain(self.v6.map(IpAddr::V6))
+    }
+}
+
+/// A session that this gateway owns.
+pub(crate) struct Session {
+    pub(crate) opening: OpeningKey,
+    pub(crate) sealing: SealingKey,
+    pub(crate) machine: GatewaySession,
+    pub(crate) inner: Inner,
+    pub(crate) id: SessionId,
+    pub(crate) device: DeviceKey,
+    pub(crate) correlation: [u8; 16],
+    /// Destinations that the device may reach; `None` for all.
+    pub(crate) allowed: Option<Box<[IpNet]>>,
+    /// The encoded outcome of the attach or rekey, repeated for every `Confirm` for a while.
+    pub(crate) outcome: Option<Box<Outcome>>,
+    pub(crate) armed: Armed,
+}
+
+/// An encoded frame that answers `Confirm` until its time is over.
+pub(crate) struct Outcome {
+    pub(crate) frame: Box<[u8]>,
+    pub(crate) until: Nanos,
+}
+
+impl Session {
+    /// When something is due.
+    pub(crate) fn due(&self, timing: &Timing) -> Nanos {
+        let outcome = self.outcome.as_ref().map_or(Nanos::MAX, |outcome| outcome.until);
+        self.machine.poll_timeout(timing).unwrap_or(Nanos::MAX).min(outcome)
+    }
+
+    /// True when the device may send to `destination`.
+    #[inline]
+    pub(crate) fn may_reach(&self, destination: IpAddr) -> bool {
+        self.allowed
+            .as_ref()
+            .is_none_or(|allowed| allowed.iter().any(|network| network.contains(&destination)))
+    }
+}
+
+/// Keys that only open, for records under way.
+pub(crate) struct Retired {
+    pub(crate) opening: OpeningKey,
+    pub(crate) inner: Inner,
+    pub(crate) session: SessionId,
+    /// Why the keys retired.
+    pub(crate) cause: Retirement,
+}
+
+/// Why keys retired.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Retirement {
+    /// Newer keys of the same epoch are in use here.
+    Rekeyed,
+    /// The session went to another owner: its packets are relayed there.
+    Fenced,
+}

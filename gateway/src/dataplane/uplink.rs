@@ -1,0 +1,390 @@
+//! What comes from clients: their datagrams, directly or relayed by another gateway.
+
+use std::net::SocketAddr;
+
+use jump_crypto::record::{Content, OpenError, RecordHeader};
+use jump_crypto::wire::DatagramType;
+use jump_session::frame::{Accepted, AttachResult, Frame};
+use jump_session::gateway::Received;
+use jump_session::ids::Epoch;
+use jump_session::reason::Reason;
+use std::time::Duration;
+
+use super::inner::InnerHeader;
+use super::links::{Kind, encode_source};
+use super::route::Target;
+use super::session::{Entry, Outcome, Retired, Retirement, Session, Stage};
+use super::{
+    Confirmed, Count, DataPlane, DropReason, Event, OUTCOME_WAIT, Place, RETIRED_WAIT, ReceiverIndex, Tick,
+    Wire, encode, seal_to_client,
+};
+
+/// How a record reached this gateway.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Arrival {
+    /// On the clients' socket.
+    Direct,
+    /// Through another gateway.
+    Relayed,
+}
+
+pub(super) fn refusal(error: OpenError) -> DropReason {
+    match error {
+        OpenError::Malformed => DropReason::Malformed,
+        OpenError::Replay(_) => DropReason::Replay,
+        OpenError::Authentication | OpenError::LimitReached => DropReason::Authentication,
+    }
+}
+
+impl DataPlane {
+    /// A datagram on the clients' socket. The caller has checked the guard for the batch.
+    pub fn handle_client<W: Wire>(
+        &mut self,
+        tick: Tick,
+        source: SocketAddr,
+        datagram: &mut [u8],
+        wire: &mut W,
+    ) {
+        match DatagramType::of(datagram) {
+            Some(DatagramType::Record) => self.handle_record(tick, source, datagram, Arrival::Direct, wire),
+            Some(DatagramType::AttachInit) => self.handle_init(tick, source, datagram, wire),
+            Some(
+                DatagramType::AttachReply
+                | DatagramType::CookieReply
+                | DatagramType::ReattachHint
+                | DatagramType::Mesh,
+            ) => self.counters.drop(DropReason::UnknownType),
+            None => self.counters.drop(DropReason::UnknownType),
+        }
+    }
+
+    pub(super) fn handle_record<W: Wire>(
+        &mut self,
+        tick: Tick,
+        source: SocketAddr,
+        record: &mut [u8],
+        arrival: Arrival,
+        wire: &mut W,
+    ) {
+        let Some(header) = RecordHeader::parse(record) else {
+            return self.counters.drop(DropReason::Malformed);
+        };
+        if header.receiver.node() != self.number {
+            return self.handle_stray(tick, source, header.receiver, record, arrival, wire);
+        }
+        let local = header.receiver.local();
+        match self.entries.get_mut(local) {
+            Some(Entry::Session(session)) => {
+                let len = record.len();
+                let opened = match session.opening.open(record) {
+                    Ok(opened) => opened,
+                    Err(error) => return self.counters.drop(refusal(error)),
+                };
+                session.machine.on_record(
+                    tick.now,
+                    Received { source, newest: opened.newest, len },
+                    &self.limits.timing,
+                    &mut *self.entropy,
+                    &mut self.effects,
+                );
+                match opened.content {
+                    Content::Packet => deliver(session, opened.plaintext, wire, &mut self.counters),
+                    Content::Control => {
+                        let frame = Frame::decode(opened.plaintext);
+                        self.handle_frame(tick, local, source, frame.ok(), wire);
+                    }
+                }
+                if !self.effects.is_empty() {
+                    self.apply_effects(local, tick, wire);
+                    self.arm(local);
+                }
+            }
+            Some(Entry::Handshake(_)) => self.handle_handshake_record(tick, local, record, wire),
+            Some(Entry::Retired(_)) => self.handle_retired_record(tick, local, record, wire),
+            Some(Entry::Reserved) => self.counters.drop(DropReason::UnknownIndex),
+            None => {
+                self.counters.drop(DropReason::UnknownIndex);
+                self.hint(tick, source, header.receiver, wire);
+            }
+        }
+    }
+
+    fn handle_frame<W: Wire>(
+        &mut self,
+        tick: Tick,
+        local: u32,
+        source: SocketAddr,
+        frame: Option<Frame>,
+        wire: &mut W,
+    ) {
+        let Some(Entry::Session(session)) = self.entries.get_mut(local) else { return };
+        let Some(frame) = frame else { return self.counters.drop(DropReason::UnexpectedFrame) };
+        if frame == Frame::Confirm {
+            if let Some(outcome) = &session.outcome {
+                let path = session.machine.path();
+                seal_to_client(
+                    &mut session.sealing,
+                    Content::Control,
+                    path,
+                    &outcome.frame,
+                    wire,
+                    &mut self.counters,
+                );
+            }
+        } else if session.machine.on_frame(tick.now, source, &frame, &mut self.effects).is_err() {
+            self.counters.drop(DropReason::UnexpectedFrame);
+        }
+    }
+
+    /// A record under the keys of a handshake that is not yet a session.
+    fn handle_handshake_record<W: Wire>(&mut self, tick: Tick, local: u32, record: &mut [u8], wire: &mut W) {
+        let Some(Entry::Handshake(handshake)) = self.entries.get_mut(local) else { return };
+        let opened = match handshake.keys.opening.open(record) {
+            Ok(opened) => opened,
+            Err(error) => return self.counters.drop(refusal(error)),
+        };
+        match opened.content {
+            Content::Packet => match self.parking.park(Place::Claim(local), opened.plaintext, tick.now) {
+                Ok(()) => self.counters.add(Count::Parked),
+                Err(reason) => self.counters.drop(reason),
+            },
+            Content::Control => match Frame::decode(opened.plaintext) {
+                Ok(Frame::Confirm) => self.handle_confirm(tick, local, wire),
+                Ok(_) => self.counters.drop(DropReason::NotActive),
+                Err(_) => self.counters.drop(DropReason::UnexpectedFrame),
+            },
+        }
+    }
+
+    fn handle_confirm<W: Wire>(&mut self, tick: Tick, local: u32, wire: &mut W) {
+        let index = self.index(local);
+        let Some(Entry::Handshake(handshake)) = self.entries.get_mut(local) else { return };
+        match &handshake.stage {
+            Stage::Claiming => {}
+            Stage::Rejected(result) => {
+                let keys = &mut handshake.keys.sealing;
+                seal_to_client(keys, Content::Control, handshake.path, result, wire, &mut self.counters);
+            }
+            Stage::Answered if handshake.intent.rekey => self.confirm_rekey(tick, local, wire),
+            Stage::Answered => {
+                if self.claims >= self.limits.claims_max {
+                    return self.counters.drop(DropReason::HandshakeQueue);
+                }
+                let confirmed = Box::new(Confirmed {
+                    index,
+                    device: handshake.device,
+                    intent: handshake.intent.clone(),
+                    handshake_hash: handshake.keys.handshake_hash,
+                    path: handshake.path,
+                });
+                // A full queue: the client repeats its confirmation.
+                if self.events.try_send(Event::Confirmed(confirmed)).is_err() {
+                    return self.counters.drop(DropReason::HandshakeQueue);
+                }
+                handshake.stage = Stage::Claiming;
+                self.counters.add(Count::Confirms);
+                self.note_claim(local, tick.now);
+            }
+        }
+    }
+
+    /// New keys inside the epoch: no store is asked, because the owner does not change.
+    fn confirm_rekey<W: Wire>(&mut self, tick: Tick, local: u32, wire: &mut W) {
+        let Some(Entry::Handshake(handshake)) = self.entries.get(local) else { return };
+        let old = handshake.intent.session.and_then(|id| self.by_session.get(&id)).copied();
+        let current = old.filter(|old| match self.entries.get(*old) {
+            Some(Entry::Session(session)) => {
+                session.machine.forwards()
+                    && session.device == handshake.device
+                    && session.machine.epoch() == handshake.intent.last_epoch
+            }
+            Some(Entry::Reserved | Entry::Handshake(_) | Entry::Retired(_)) | None => false,
+        });
+        self.note_claim(local, tick.now);
+        let Some(old) = current else {
+            let refused = AttachResult::Rejected {
+                reason: Reason::StaleEpoch,
+                current_epoch: Epoch(0),
+                current_attach_seq: jump_session::ids::AttachSeq(0),
+                retry_after: Duration::ZERO,
+            };
+            return self.reject(local, refused, tick, wire);
+        };
+        self.swap_keys(tick, old, local, wire);
+    }
+
+    fn swap_keys<W: Wire>(&mut self, tick: Tick, old: u32, new: u32, wire: &mut W) {
+        let Some(Entry::Handshake(handshake)) = self.entries.replace(new, Entry::Reserved) else { return };
+        self.claims -= 1;
+        let Some(Entry::Session(mut session)) = self.entries.replace(old, Entry::Reserved) else { return };
+        session.sealing = handshake.keys.sealing;
+        let retired = Retired {
+            opening: std::mem::replace(&mut session.opening, handshake.keys.opening),
+            inner: session.inner,
+            session: session.id,
+            cause: Retirement::Rekeyed,
+        };
+        self.entries.replace(old, Entry::Retired(Box::new(retired)));
+        self.retired.push_back((tick.now.saturating_add(RETIRED_WAIT), old));
+        session.armed = super::Armed::NEVER;
+        self.by_session.insert(session.id, new);
+        for address in session.inner.iter() {
+            if let Some(route) = self.routes.get_mut(address)
+                && route.target == Target::Local(old)
+            {
+                route.target = Target::Local(new);
+            }
+        }
+        let renewed = encode(&Frame::AttachResult(Box::new(renewed(&session))));
+        let path = session.machine.path();
+        seal_to_client(&mut session.sealing, Content::Control, path, &renewed, wire, &mut self.counters);
+        session.outcome =
+            Some(Box::new(Outcome { frame: renewed, until: tick.now.saturating_add(OUTCOME_WAIT) }));
+        self.entries.replace(new, Entry::Session(session));
+        self.counters.add(Count::Rekeys);
+        self.note(new, super::What::Rekeyed);
+        self.arm(new);
+        self.release_claim_packets(new, wire);
+    }
+
+    /// A record under keys that only open.
+    fn handle_retired_record<W: Wire>(&mut self, tick: Tick, local: u32, record: &mut [u8], wire: &mut W) {
+        let Some(Entry::Retired(retired)) = self.entries.get_mut(local) else { return };
+        let opened = match retired.opening.open(record) {
+            Ok(opened) => opened,
+            Err(error) => return self.counters.drop(refusal(error)),
+        };
+        let (session, inner) = (retired.session, retired.inner);
+        match (retired.cause, opened.content) {
+            (Retirement::Rekeyed, Content::Packet) => {
+                let current = self.by_session.get(&session).and_then(|local| self.entries.get_mut(*local));
+                match current {
+                    Some(Entry::Session(session)) => {
+                        deliver(session, opened.plaintext, wire, &mut self.counters);
+                    }
+                    Some(Entry::Reserved | Entry::Handshake(_) | Entry::Retired(_)) | None => {
+                        self.counters.drop(DropReason::NotActive);
+                    }
+                }
+            }
+            (Retirement::Fenced, Content::Packet) => {
+                let Some(header) = InnerHeader::parse(opened.plaintext) else {
+                    return self.counters.drop(DropReason::InnerMalformed);
+                };
+                if !inner.has(header.source) {
+                    return self.counters.drop(DropReason::InnerSource);
+                }
+                self.hand_on_uplink(tick, header.source, opened.plaintext, wire);
+            }
+            (Retirement::Rekeyed | Retirement::Fenced, Content::Control) => {
+                // A fenced owner answers nothing: the client must learn that it is gone.
+                self.counters.drop(DropReason::NotActive);
+            }
+        }
+    }
+
+    /// An inner packet of a client whose session went elsewhere: to the new owner, now or once it is known.
+    fn hand_on_uplink<W: Wire>(
+        &mut self,
+        tick: Tick,
+        address: std::net::IpAddr,
+        packet: &[u8],
+        wire: &mut W,
+    ) {
+        match self.routes.get(address).map(|route| route.target) {
+            Some(Target::Node(node)) => {
+                if let Some(link) = self.links.get_mut(node) {
+                    if link.send(Kind::UplinkPacket, &[], packet, wire, &mut self.counters) {
+                        self.counters.add(Count::RelayedOut);
+                    }
+                    return;
+                }
+            }
+            Some(Target::Local(_)) => return self.counters.drop(DropReason::NotActive),
+            Some(Target::Nobody) => {}
+            None => return self.counters.drop(DropReason::NoRoute),
+        }
+        self.park(Place::Up(address), packet, tick.now);
+    }
+
+    /// A record whose index another node gave out.
+    fn handle_stray<W: Wire>(
+        &mut self,
+        tick: Tick,
+        source: SocketAddr,
+        index: ReceiverIndex,
+        record: &[u8],
+        arrival: Arrival,
+        wire: &mut W,
+    ) {
+        if arrival == Arrival::Relayed {
+            return self.counters.drop(DropReason::UnknownNode);
+        }
+        match self.links.by_number_mut(index.node()) {
+            Some(link) => {
+                if link.send(Kind::StrayRecord, &encode_source(source), record, wire, &mut self.counters) {
+                    self.counters.add(Count::StraysOut);
+                }
+            }
+            None => {
+                self.counters.drop(DropReason::UnknownNode);
+                self.hint(tick, source, index, wire);
+            }
+        }
+    }
+
+    fn hint<W: Wire>(&mut self, tick: Tick, source: SocketAddr, index: ReceiverIndex, wire: &mut W) {
+        let Some(gate) = self.gates.first() else { return };
+        if self.hints.take(self.limits.hint_rate, tick.now) {
+            let hint = gate.hint_datagram(index);
+            wire.to_client(source, hint.len()).copy_from_slice(&hint);
+            self.counters.add(Count::Hints);
+        }
+    }
+}
+
+/// What confirms a rekey: the same session in the same epoch. The rest stands as the attach has said it; there is no
+/// grant, because the owner has not changed.
+fn renewed(session: &Session) -> AttachResult {
+    AttachResult::Accepted(Accepted {
+        session: session.id,
+        epoch: session.machine.epoch(),
+        inner: session.inner.iter().collect(),
+        grant: Vec::new(),
+        routes: Vec::new(),
+        dns: Vec::new(),
+        mtu: 1280,
+        expires_in: Duration::ZERO,
+        lease: Duration::ZERO,
+        roster: Vec::new(),
+        correlation: session.correlation,
+        switches_per_minute_max: 0,
+        switch_cooldown: Duration::ZERO,
+        recovery_window: Duration::ZERO,
+    })
+}
+
+/// Hands a client's inner packet to the inner network, if it may go there.
+#[inline]
+pub(super) fn deliver<W: Wire>(
+    session: &Session,
+    packet: &[u8],
+    wire: &mut W,
+    counters: &mut super::Counters,
+) {
+    if !session.machine.forwards() {
+        return counters.drop(DropReason::NotActive);
+    }
+    let Some(header) = InnerHeader::parse(packet) else {
+        return counters.drop(DropReason::InnerMalformed);
+    };
+    if !session.inner.has(header.source) {
+        return counters.drop(DropReason::InnerSource);
+    }
+    if !session.may_reach(header.destination) {
+        return counters.drop(DropReason::InnerDestination);
+    }
+    wire.to_inner(packet);
+    counters.add(Count::PacketsUp);
+    counters.add_many(Count::BytesUp, packet.len() as u64);
+}

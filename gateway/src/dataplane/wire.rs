@@ -1,0 +1,21 @@
+//! Where the data plane's output goes: sockets and TUN in production, plain vectors in tests.
+
+use std::net::SocketAddr;
+
+/// Output of one batch. Nothing blocks; what the kernel refuses is counted and forgotten.
+pub trait Wire {
+    /// A slot of `len` bytes for a datagram to a client.
+    fn to_client(&mut self, destination: SocketAddr, len: usize) -> &mut [u8];
+
+    /// Takes back the last slot of [`Self::to_client`].
+    fn cancel_client(&mut self);
+
+    /// A slot of `len` bytes for a datagram to another gateway.
+    fn to_mesh(&mut self, destination: SocketAddr, len: usize) -> &mut [u8];
+
+    /// Takes back the last slot of [`Self::to_mesh`].
+    fn cancel_mesh(&mut self);
+
+    /// Hands an inner packet to the inner network.
+    fn to_inner(&mut self, packet: &[u8]);
+}

@@ -1,0 +1,181 @@
+//! The gateway's metrics: names, and how the data plane's numbers reach them.
+
+use std::sync::Arc;
+
+use jump_telemetry::metrics::{Kind, LATENCY_BUCKETS, MetricDef, Unit, before_scrape};
+use jump_transport::clock::boottime_nanos;
+
+use crate::dataplane::engine::Shared;
+use crate::dataplane::{Count, DropReason};
+use crate::lease::Guard;
+
+/// Sessions carried here.
+pub const SESSIONS: MetricDef = gauge("jump_gateway_sessions", Unit::Count, "Sessions carried here.");
+/// Receiver indices in use.
+pub const INDICES: MetricDef = gauge(
+    "jump_gateway_receiver_indices",
+    Unit::Count,
+    "Receiver indices in use: sessions, handshakes and retired keys.",
+);
+/// Known ways to inner addresses.
+pub const ROUTES: MetricDef =
+    gauge("jump_gateway_inner_routes", Unit::Count, "Inner addresses whose owner is known here.");
+/// Links to other gateways.
+pub const MESH_LINKS: MetricDef = gauge("jump_gateway_mesh_links", Unit::Count, "Links to other gateways.");
+/// Authority left.
+pub const AUTHORITY: MetricDef = gauge(
+    "jump_gateway_authority_seconds",
+    Unit::Seconds,
+    "Time for which this node may still forward without a renewal; 0 when it may not.",
+);
+/// Dropped datagrams and packets.
+pub const DROPPED: MetricDef = MetricDef {
+    name: "jump_gateway_packets_dropped_total",
+    kind: Kind::Counter,
+    unit: Unit::Count,
+    help: "Datagrams and packets dropped by the data plane.",
+    labels: &["reason"],
+};
+/// Forwarded packets.
+pub const PACKETS: MetricDef = MetricDef {
+    name: "jump_gateway_packets_total",
+    kind: Kind::Counter,
+    unit: Unit::Count,
+    help: "Inner packets forwarded, by where they went.",
+    labels: &["direction"],
+};
+/// Forwarded bytes.
+pub const BYTES: MetricDef = MetricDef {
+    name: "jump_gateway_packet_bytes_total",
+    kind: Kind::Counter,
+    unit: Unit::Bytes,
+    help: "Bytes of inner packets forwarded.",
+    labels: &["direction"],
+};
+/// Everything else that the data plane does.
+pub const EVENTS: MetricDef = MetricDef {
+    name: "jump_gateway_events_total",
+    kind: Kind::Counter,
+    unit: Unit::Count,
+    help: "What the data plane did besides forwarding.",
+    labels: &["event"],
+};
+/// Outcomes of claims.
+pub const ATTACH: MetricDef = MetricDef {
+    name: "jump_gateway_attach_total",
+    kind: Kind::Counter,
+    unit: Unit::Count,
+    help: "Claims that control decided, by outcome and reason.",
+    labels: &["outcome", "reason"],
+};
+/// Duration of claims.
+pub const ATTACH_SECONDS: MetricDef = MetricDef {
+    name: "jump_gateway_attach_seconds",
+    kind: Kind::Histogram(LATENCY_BUCKETS),
+    unit: Unit::Seconds,
+    help: "Time from a client's confirmation to control's verdict.",
+    labels: &["outcome"],
+};
+/// Outcomes of renewals.
+pub const RENEWALS: MetricDef = MetricDef {
+    name: "jump_gateway_lease_renewals_total",
+    kind: Kind::Counter,
+    unit: Unit::Count,
+    help: "Renewals of the node's lease.",
+    labels: &["outcome"],
+};
+/// Fences.
+pub const FENCES: MetricDef = MetricDef {
+    name: "jump_gateway_fences_total",
+    kind: Kind::Counter,
+    unit: Unit::Count,
+    help: "Orders to stop a session, by where they came from.",
+    labels: &["source"],
+};
+/// Restarts.
+pub const WATCH_RESTARTS: MetricDef = MetricDef {
+    name: "jump_gateway_watch_restarts_total",
+    kind: Kind::Counter,
+    unit: Unit::Count,
+    help: "Times that the stream of bindings was opened again.",
+    labels: &[],
+};
+
+/// All of them.
+pub const ALL: &[MetricDef] = &[
+    SESSIONS,
+    INDICES,
+    ROUTES,
+    MESH_LINKS,
+    AUTHORITY,
+    DROPPED,
+    PACKETS,
+    BYTES,
+    EVENTS,
+    ATTACH,
+    ATTACH_SECONDS,
+    RENEWALS,
+    FENCES,
+    WATCH_RESTARTS,
+];
+
+const fn gauge(name: &'static str, unit: Unit, help: &'static str) -> MetricDef {
+    MetricDef { name, kind: Kind::Gauge, unit, help, labels: &[] }
+}
+
+/// Copies the data plane's published numbers into the registry before every scrape.
+pub fn publish(shared: Arc<Shared>, guard: Guard) {
+    use std::sync::atomic::Ordering::Relaxed;
+    before_scrape(move || {
+        SESSIONS.gauge(&[]).set(shared.sessions.load(Relaxed) as f64);
+        INDICES.gauge(&[]).set(shared.entries.load(Relaxed) as f64);
+        ROUTES.gauge(&[]).set(shared.routes.load(Relaxed) as f64);
+        MESH_LINKS.gauge(&[]).set(shared.links.load(Relaxed) as f64);
+        AUTHORITY.gauge(&[]).set(guard.deadline().saturating_sub(boottime_nanos()) as f64 / 1e9);
+        let counters = &shared.counters;
+        for reason in DropReason::ALL {
+            DROPPED.counter(&[("reason", reason.label())]).absolute(counters.dropped(*reason));
+        }
+        for count in Count::ALL {
+            let value = counters.count(*count);
+            match count {
+                Count::PacketsUp => PACKETS.counter(&[("direction", "up")]).absolute(value),
+                Count::PacketsDown => PACKETS.counter(&[("direction", "down")]).absolute(value),
+                Count::BytesUp => BYTES.counter(&[("direction", "up")]).absolute(value),
+                Count::BytesDown => BYTES.counter(&[("direction", "down")]).absolute(value),
+                Count::RelayedOut
+                | Count::RelayedIn
+                | Count::StraysOut
+                | Count::StraysIn
+                | Count::Parked
+                | Count::AttachInits
+                | Count::AttachReplies
+                | Count::Confirms
+                | Count::Accepted
+                | Count::Rejected
+                | Count::Fenced
+                | Count::Rekeys
+                | Count::Cookies
+                | Count::Hints
+                | Count::PathMoves
+                | Count::PathMovesRefused
+                | Count::GuardTrips => EVENTS.counter(&[("event", count.label())]).absolute(value),
+            }
+        }
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_metrics_keep_the_conventions_and_the_documentation() {
+        assert_eq!(jump_telemetry::metrics::check_conventions(ALL), Vec::<String>::new());
+        jump_telemetry::docs::assert_section(
+            "docs/metrics.md",
+            "gateway",
+            &jump_telemetry::metrics::table(ALL),
+        );
+    }
+}

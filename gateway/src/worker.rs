@@ -1,0 +1,373 @@
+//! The worker: one registered run of the node. Everything that it knows dies with it.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, RwLock};
+use std::thread;
+use std::time::Duration;
+
+use jump_crypto::certificate::NodeSigner;
+use jump_crypto::cookie::Gate;
+use jump_crypto::entropy::{EntropyError, OsEntropy};
+use jump_crypto::handshake::Responder;
+use jump_crypto::ids::Incarnation;
+use jump_crypto::mesh::{MeshEnd, MeshSecret};
+use jump_session::ownership::Authority;
+use jump_session::reason::Reason;
+use jump_telemetry::metrics::{ServeConfig, ServeError, serve};
+use jump_transport::clock::boottime_nanos;
+use jump_transport::poll::Waker;
+use jump_transport::tun::{Tun, add_route};
+use jump_transport::udp::{UdpOptions, UdpSocket};
+use tokio::sync::{Notify, mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use crate::attach::{Claims, release};
+use crate::bindings::{Directory, follow};
+use crate::config::Config;
+use crate::context::{Context, Orders, Roster};
+use crate::control::{ConnectError, Control};
+use crate::dataplane::engine::{Engine, Shared, Sockets};
+use crate::dataplane::{COMMANDS_MAX, DataPlane, EVENTS_MAX, Event, INITS_MAX, Note, Setup, What};
+use crate::drain;
+use crate::handshake::{RosterSource, answer_inits};
+use crate::heartbeat::Heart;
+use crate::identity::{self, IdentityErrors};
+use crate::lease::{Guard, LeaseLost, renew};
+use crate::metrics;
+use crate::registration::{RegisterError, Registration, RunKeys, deregister, register};
+
+/// Why a worker ended.
+#[derive(Debug, thiserror::Error)]
+pub enum WorkerError {
+    /// The node's identity is unusable.
+    #[error(transparent)]
+    Identity(#[from] IdentityErrors),
+    /// A connection cannot be prepared.
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
+    /// A socket cannot be opened.
+    #[error("cannot listen on {address} (UDP, setting {setting}): {}", listen_advice(.source))]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// The setting that names it.
+        setting: &'static str,
+        /// The system's error.
+        source: io::Error,
+    },
+    /// The metrics endpoint cannot be opened.
+    #[error("cannot serve metrics on {address} (setting metrics_listen): {problem}")]
+    Metrics {
+        /// The address.
+        address: SocketAddr,
+        /// What is wrong.
+        problem: String,
+    },
+    /// Control does not take this run.
+    #[error(transparent)]
+    Register(#[from] RegisterError),
+    /// The times do not fit each other.
+    #[error("{0}")]
+    Times(String),
+    /// No randomness.
+    #[error(transparent)]
+    Entropy(#[from] EntropyError),
+    /// The lease is gone: the next run starts afresh.
+    #[error(transparent)]
+    LeaseLost(#[from] LeaseLost),
+    /// The data plane ended.
+    #[error("the data plane ended")]
+    DataPlane(#[source] io::Error),
+    /// A thread could not be started, or another system call failed.
+    #[error("cannot start the worker's parts")]
+    System(#[from] io::Error),
+}
+
+impl WorkerError {
+    /// True when starting again cannot help before somebody has changed something.
+    pub fn is_lasting(&self) -> bool {
+        match self {
+            Self::Identity(_)
+            | Self::Connect(_)
+            | Self::Listen { .. }
+            | Self::Metrics { .. }
+            | Self::Register(_)
+            | Self::Times(_)
+            | Self::Entropy(_) => true,
+            Self::LeaseLost(_) | Self::DataPlane(_) | Self::System(_) => false,
+        }
+    }
+}
+
+fn listen_advice(error: &io::Error) -> String {
+    match error.kind() {
+        io::ErrorKind::AddrInUse => {
+            "the port is in use: stop the other process or choose another port".to_owned()
+        }
+        io::ErrorKind::AddrNotAvailable => "this machine does not have that address".to_owned(),
+        io::ErrorKind::PermissionDenied => {
+            "no permission: choose a port above 1023 or run as root".to_owned()
+        }
+        _ => error.to_string(),
+    }
+}
+
+/// What a worker gets from whoever starts it.
+pub struct Inheritance {
+    /// The TUN device.
+    pub tun: Tun,
+    /// The pipe to the supervisor.
+    pub heart: Heart,
+    /// The last run, known to be dead; 0 for none.
+    pub reaped: Incarnation,
+}
+
+/// Runs one worker until `stop` completes (then it drains) or it can go on no longer.
+///
+/// # Errors
+/// [`WorkerError`].
+pub async fn run(
+    config: Config,
+    inheritance: Inheritance,
+    stop: impl Future<Output = ()>,
+) -> Result<(), WorkerError> {
+    let Inheritance { tun, heart, reaped } = inheritance;
+    let tls = identity::load(&config.tls, &config.node)?;
+    let control = Control::new(&config.control, &tls)?;
+    let clients = bind(&config, config.listen, "listen")?;
+    let mesh = bind(&config, config.mesh_listen, "mesh_listen")?;
+    let (guard, shared) = (Guard::default(), Arc::new(Shared::default()));
+    let (ready, dataplane_runs) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+    let _metrics = serve_metrics(&config, &guard, &shared, &ready).await?;
+    let beating = tokio::spawn(heart.clone().keep_beating(Arc::clone(&shared), Arc::clone(&dataplane_runs)));
+
+    let mut entropy = OsEntropy::new()?;
+    let signer = NodeSigner::generate(&mut entropy)?;
+    let mesh_secret = MeshSecret::generate(&mut entropy)?;
+    let keys = RunKeys { mesh: mesh_secret.public(), signing: signer.verifying_key() };
+    tokio::pin!(stop);
+    let registration = tokio::select! {
+        registration = register(&config, &control, keys, reaped) => registration?,
+        () = &mut stop => return Ok(()),
+    };
+    heart.announce(registration.incarnation);
+    check_times(&config, registration.lease_ttl)?;
+    guard.extend(Authority::renewed(registration.sent, registration.lease_ttl, config.lease.guard_margin));
+    route_pools(&config, &registration, tun.index()).await;
+
+    let waker = Waker::new()?;
+    let (orders, commands) = mpsc::channel(COMMANDS_MAX);
+    let orders = Orders::new(orders, waker.clone());
+    let (events, mut news) = mpsc::channel(EVENTS_MAX);
+    let own =
+        MeshEnd { number: registration.number, incarnation: registration.incarnation, public: keys.mesh };
+    let gates = registration.cluster.iter().map(Gate::new).collect();
+    let responder =
+        Arc::new(RwLock::new(Responder::new(registration.cluster, registration.certificate, signer)));
+    let context = Arc::new(Context {
+        node: config.node.clone(),
+        incarnation: registration.incarnation,
+        control: control.clone(),
+        orders: orders.clone(),
+        guard: guard.clone(),
+        shared: Arc::clone(&shared),
+        responder: Arc::clone(&responder),
+        roster: arc_swap::ArcSwap::from_pointee(Roster { others: vec![], own: config.advertise.clone() }),
+        lease_ttl: registration.lease_ttl,
+        operator_drain: AtomicBool::new(false),
+        terminating: AtomicBool::new(false),
+        drain_changed: Notify::new(),
+        cancel: CancellationToken::new(),
+    });
+    let inits = start_handshake_threads(&config, &context, &responder)?;
+    let plane = DataPlane::new(Setup {
+        number: registration.number,
+        pools: registration.pools,
+        gates,
+        limits: config.limits.clone(),
+        entropy: Box::new(OsEntropy::new()?),
+        events,
+        inits,
+    });
+    let sockets = Sockets { clients, mesh, tun };
+    let engine =
+        Engine { plane, sockets, commands, waker, guard: guard.clone(), shared: Arc::clone(&shared) };
+    let mut ended = start_data_plane(engine)?;
+    dataplane_runs.store(true, Ordering::Release);
+    ready.store(true, Ordering::Release);
+    tracing::info!(
+        incarnation = registration.incarnation.0,
+        number = registration.number.0,
+        listen = %config.listen,
+        "registered; serving"
+    );
+
+    let following = tokio::spawn(follow(Arc::clone(&context), Directory::new(&context, own, mesh_secret)));
+    let draining = {
+        let context = Arc::clone(&context);
+        tokio::spawn(async move { drain::follow_operator(&context).await })
+    };
+    let listening = {
+        let context = Arc::clone(&context);
+        tokio::spawn(async move {
+            let claims = Claims::new(Arc::clone(&context));
+            while let Some(event) = news.recv().await {
+                take(&context, &claims, event);
+            }
+        })
+    };
+    let outcome = {
+        let renewing = renew(&context, config.lease);
+        tokio::pin!(renewing);
+        let leaving = async {
+            (&mut stop).await;
+            ready.store(false, Ordering::Release);
+            context.set_terminating();
+            drain::drain(&context, config.drain).await
+        };
+        tokio::select! {
+            lost = &mut renewing => lost.map_err(WorkerError::from),
+            result = &mut ended => Err(WorkerError::DataPlane(
+                result.unwrap_or_else(|_| Err(io::Error::other("its thread panicked"))).err()
+                    .unwrap_or_else(|| io::Error::other("it was told to")),
+            )),
+            left = leaving => left.map_err(|error| WorkerError::DataPlane(io::Error::other(error))),
+        }
+    };
+    // Nothing is forwarded from here on, whatever the other parts still do.
+    guard.revoke();
+    ready.store(false, Ordering::Release);
+    if orders.give(crate::dataplane::Command::Shutdown).await.is_ok() {
+        let _ = ended.await;
+    }
+    context.cancel.cancel();
+    if outcome.is_ok() {
+        let patience = Duration::from_secs(2);
+        let node = config.node.as_str();
+        if !deregister(&control, node, context.incarnation, Reason::NodeDrained, patience).await {
+            tracing::warn!("no control replica took the deregistration; the lease will end by itself");
+        }
+    }
+    for task in [following, listening, beating] {
+        task.abort();
+    }
+    draining.abort();
+    outcome
+}
+
+fn bind(config: &Config, address: SocketAddr, setting: &'static str) -> Result<UdpSocket, WorkerError> {
+    let options = UdpOptions { buffer_bytes: config.socket_buffer_bytes, ..UdpOptions::default() };
+    UdpSocket::bind(address, &options).map_err(|source| WorkerError::Listen { address, setting, source })
+}
+
+async fn serve_metrics(
+    config: &Config,
+    guard: &Guard,
+    shared: &Arc<Shared>,
+    ready: &Arc<AtomicBool>,
+) -> Result<jump_telemetry::metrics::MetricsServer, WorkerError> {
+    let (ready, readiness) = (Arc::clone(ready), guard.clone());
+    let serving = ServeConfig::new(config.metrics_listen).metrics(metrics::ALL).ready(move || {
+        if !readiness.holds(boottime_nanos()) {
+            return Err("no lease is held".to_owned());
+        }
+        if ready.load(Ordering::Acquire) { Ok(()) } else { Err("draining or not yet serving".to_owned()) }
+    });
+    let server = serve(serving).await.map_err(|error| {
+        let problem = match &error {
+            ServeError::Listen { source, .. } => listen_advice(source),
+            ServeError::Metrics(_) => error.to_string(),
+        };
+        WorkerError::Metrics { address: config.metrics_listen, problem }
+    })?;
+    metrics::publish(Arc::clone(shared), guard.clone());
+    Ok(server)
+}
+
+/// A silent worker must be dead before its authority could be anybody else's.
+fn check_times(config: &Config, ttl: Duration) -> Result<(), WorkerError> {
+    let lease = &config.lease;
+    let slack = ttl.checked_sub(lease.guard_margin + lease.renew_interval);
+    if slack.is_none_or(|slack| config.heartbeat_timeout >= slack) {
+        return Err(WorkerError::Times(format!(
+            "supervisor.heartbeat_timeout ({:?}) must be less than control's lease ttl ({ttl:?}) minus lease.guard_margin ({:?}) minus lease.renew_interval ({:?}): shorten one of them or have control give longer leases",
+            config.heartbeat_timeout, lease.guard_margin, lease.renew_interval
+        )));
+    }
+    Ok(())
+}
+
+async fn route_pools(config: &Config, registration: &Registration, interface: u32) {
+    if !config.tun.routes {
+        return;
+    }
+    for pool in &registration.pools {
+        if let Err(error) = add_route(*pool, interface, None).await {
+            tracing::error!(%pool, interface = config.tun.name, %error, "cannot route an inner pool to the TUN device");
+        }
+    }
+}
+
+fn start_handshake_threads(
+    config: &Config,
+    context: &Arc<Context>,
+    responder: &Arc<RwLock<Responder>>,
+) -> Result<crate::dataplane::InitQueues, WorkerError> {
+    let mut queues = Vec::with_capacity(config.handshake_threads);
+    for number in 0..config.handshake_threads {
+        let (queue, jobs) = std::sync::mpsc::sync_channel(INITS_MAX);
+        let (responder, orders) = (Arc::clone(responder), context.orders.clone());
+        let entropy = OsEntropy::new()?;
+        let roster: RosterSource = {
+            let context = Arc::clone(context);
+            Arc::new(move |max| context.roster.load().list(max))
+        };
+        thread::Builder::new()
+            .name(format!("handshake-{number}"))
+            .spawn(move || answer_inits(&jobs, &responder, &roster, entropy, &orders))?;
+        queues.push(queue);
+    }
+    Ok(queues)
+}
+
+fn start_data_plane(engine: Engine) -> io::Result<oneshot::Receiver<io::Result<()>>> {
+    let (end, ended) = oneshot::channel();
+    thread::Builder::new().name("data-plane".to_owned()).spawn(move || {
+        let result = engine.run();
+        // Nobody waits for it once the worker itself is ending.
+        let _ = end.send(result);
+    })?;
+    Ok(ended)
+}
+
+fn take(context: &Arc<Context>, claims: &Claims, event: Event) {
+    match event {
+        Event::Confirmed(confirmed) => claims.decide(*confirmed),
+        Event::Ended { session, epoch, reason } => {
+            tracing::info!(%session, epoch = epoch.0, %reason, "session ended here");
+            let context = Arc::clone(context);
+            tokio::spawn(async move { release(&context, session, epoch, reason, true).await });
+        }
+        Event::Note(note) => log(&note),
+    }
+}
+
+fn log(note: &Note) {
+    let (session, epoch, correlation) = (note.session, note.epoch.0, Uuid::from_bytes(note.correlation));
+    match &note.what {
+        What::Activated => tracing::info!(%session, %correlation, epoch, "session carried here"),
+        What::Rekeyed => tracing::info!(%session, %correlation, epoch, "keys renewed"),
+        What::Changed(from, to, reason) => {
+            tracing::info!(%session, %correlation, epoch, %reason, from = from.name(), to = to.name(), "state changed");
+        }
+        What::Moved(from, to, binding) => {
+            tracing::info!(%session, %correlation, epoch, reason = %Reason::PathValidated, %from, %to, binding = binding.0, "endpoint moved");
+        }
+        What::MoveRefused(to, reason) => {
+            tracing::info!(%session, %correlation, epoch, %reason, %to, "endpoint not moved");
+        }
+    }
+}
