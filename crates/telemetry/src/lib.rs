@@ -10,5 +10,6 @@ pub mod docs;
 pub mod log;
 pub mod metrics;
 pub mod sink;
+pub mod trace;
 
 pub use correlation::{CORRELATION_KEY, Correlation, InvalidCorrelation};

@@ -12,11 +12,13 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use opentelemetry::trace::TracerProvider;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer, Registry, reload};
 
 use crate::metrics::{self, Kind, MetricDef, Unit};
+use crate::trace::{self, TraceConfig, TraceError, TraceGuard, TraceStats};
 
 pub use line::LineLayer;
 pub use writer::{LogStats, QueueWriter};
@@ -85,6 +87,9 @@ pub enum LogError {
     /// The writer thread could not start.
     #[error("could not start the log writer")]
     Writer(#[source] std::io::Error),
+    /// Traces could not start.
+    #[error("could not start traces")]
+    Trace(#[from] TraceError),
 }
 
 /// Lines queued for stderr.
@@ -149,6 +154,7 @@ impl std::fmt::Debug for LogHandle {
 #[derive(Debug)]
 pub struct LogGuard {
     handle: LogHandle,
+    traces: Option<TraceGuard>,
     writer: QueueWriter,
 }
 
@@ -162,10 +168,17 @@ impl LogGuard {
     pub fn stats(&self) -> LogStats {
         self.writer.stats()
     }
+
+    /// Returns what happened to spans so far, if traces are on.
+    pub fn trace_stats(&self) -> Option<TraceStats> {
+        self.traces.as_ref().map(TraceGuard::stats)
+    }
 }
 
 impl Drop for LogGuard {
     fn drop(&mut self) {
+        // First, because a failed export may still want to say so.
+        drop(self.traces.take());
         self.writer.flush(Duration::from_millis(500));
     }
 }
@@ -175,19 +188,68 @@ impl Drop for LogGuard {
 /// # Errors
 /// [`LogError`]: a filter that does not parse, a second call, no thread for the writer.
 pub fn init(config: LogConfig) -> Result<LogGuard, LogError> {
+    init_with_traces(config, None)
+}
+
+/// Installs logging, and traces if there is a collector for them. Lines of a sampled span carry its `trace_id` and
+/// `span_id`.
+///
+/// # Errors
+/// As [`init`]; [`LogError::Trace`] when the trace settings are unusable. An unreachable collector is no error.
+pub fn init_with_traces(config: LogConfig, traces: Option<TraceConfig>) -> Result<LogGuard, LogError> {
     let filter = parse_filter(&config.filter)?;
     let writer = QueueWriter::start(std::io::stderr()).map_err(LogError::Writer)?;
     let (filter, filter_handle) = reload::Layer::new(filter);
     let initial = Arc::from(config.filter.as_str());
-    let lines = LineLayer::new(&config, writer.clone()).with_filter(filter);
-    tracing_subscriber::registry().with(lines).try_init().map_err(|_| LogError::AlreadyInitialised)?;
+    let mut lines = LineLayer::new(&config, writer.clone());
+    let (spans, traces) = match traces {
+        None => (None, None),
+        Some(traces) => {
+            let span_filter = parse_filter(&traces.filter)?;
+            let (provider, guard) = trace::start(&traces, &config.component, &config.node)?;
+            lines = lines.with_trace_ids();
+            // The tracer keeps its provider alive.
+            let spans =
+                tracing_opentelemetry::layer().with_tracer(provider.tracer("jump")).with_threads(false);
+            (Some(spans.with_filter(span_filter)), Some(guard))
+        }
+    };
+    tracing_subscriber::registry()
+        .with(lines.with_filter(filter))
+        .with(spans)
+        .try_init()
+        .map_err(|_| LogError::AlreadyInitialised)?;
     let counted = writer.clone();
     metrics::before_scrape(move || {
         let stats = counted.stats();
         LINES_QUEUED.counter(&[]).absolute(stats.queued);
         LINES_DROPPED.counter(&[]).absolute(stats.dropped);
     });
-    Ok(LogGuard { handle: LogHandle { filter: filter_handle, initial }, writer })
+    Ok(LogGuard { handle: LogHandle { filter: filter_handle, initial }, traces, writer })
+}
+
+/// Changes levels by signals, for where no API is at hand: `SIGUSR1` shows debug lines too, `SIGUSR2` goes back to the
+/// levels of the start. Runs until it is dropped.
+///
+/// # Errors
+/// The operating system's, when a signal handler cannot be installed.
+///
+/// # Cancel safety
+/// Cancel safe; a signal that was not yet acted on may be lost.
+pub async fn follow_signals(handle: LogHandle) -> std::io::Result<()> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut more = signal(SignalKind::user_defined1())?;
+    let mut normal = signal(SignalKind::user_defined2())?;
+    loop {
+        tokio::select! {
+            _ = more.recv() => {
+                // Directives for single targets stay in force.
+                let _ = handle.set_filter(&format!("{},debug", handle.initial));
+            }
+            _ = normal.recv() => handle.reset_filter(),
+        }
+        tracing::info!(filter = handle.filter(), "log levels changed by a signal");
+    }
 }
 
 fn parse_filter(filter: &str) -> Result<EnvFilter, LogError> {

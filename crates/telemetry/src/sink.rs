@@ -25,6 +25,7 @@ pub use config::{
 pub use net::TlsError;
 pub use worker::SinkStats;
 
+pub(crate) use otlp::endpoint as otlp_endpoint;
 pub(crate) use worker::SinkHandle;
 
 /// Why a sink could not start.

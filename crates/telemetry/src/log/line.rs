@@ -1,12 +1,16 @@
 //! The layer that turns events, with the fields of the spans around them, into lines.
 
 use std::fmt::Write as _;
+use std::sync::OnceLock;
 
+use opentelemetry::trace::TraceContextExt;
 use time::OffsetDateTime;
 use time::format_description::BorrowedFormatItem;
 use time::macros::format_description;
+use tracing::dispatcher::WeakDispatch;
 use tracing::field::{Field, Visit};
-use tracing::{Event, Level, Subscriber, span};
+use tracing::{Dispatch, Event, Level, Subscriber, span};
+use tracing_opentelemetry::get_otel_context;
 use tracing_subscriber::layer::{Context, Layer};
 use tracing_subscriber::registry::LookupSpan;
 
@@ -32,6 +36,8 @@ pub struct LineLayer {
     component: String,
     instance: String,
     writer: QueueWriter,
+    /// Set where lines carry trace ids: the dispatcher that knows them, once there is one.
+    dispatch: Option<OnceLock<WeakDispatch>>,
 }
 
 impl LineLayer {
@@ -42,6 +48,25 @@ impl LineLayer {
             component: config.component.clone(),
             instance: config.node.clone(),
             writer,
+            dispatch: None,
+        }
+    }
+
+    /// Adds `trace_id` and `span_id` to the lines of sampled spans.
+    #[must_use]
+    pub fn with_trace_ids(mut self) -> Self {
+        self.dispatch = Some(OnceLock::new());
+        self
+    }
+
+    fn add_trace_ids(&self, span: &span::Id, fields: &mut Fields) {
+        let dispatch = self.dispatch.as_ref().and_then(OnceLock::get).and_then(WeakDispatch::upgrade);
+        let Some(context) = dispatch.and_then(|dispatch| get_otel_context(span, &dispatch)) else { return };
+        let span = context.span();
+        let ids = span.span_context();
+        if ids.is_valid() && ids.is_sampled() {
+            fields.add("trace_id", &Value::Text(ids.trace_id().to_string()));
+            fields.add("span_id", &Value::Text(ids.span_id().to_string()));
         }
     }
 
@@ -90,6 +115,12 @@ impl<S> Layer<S> for LineLayer
 where
     S: Subscriber + for<'a> LookupSpan<'a>,
 {
+    fn on_register_dispatch(&self, dispatch: &Dispatch) {
+        if let Some(slot) = &self.dispatch {
+            let _ = slot.set(dispatch.downgrade());
+        }
+    }
+
     fn on_new_span(&self, attributes: &span::Attributes<'_>, id: &span::Id, context: Context<'_, S>) {
         if let Some(span) = context.span(id) {
             let mut fields = Fields::default();
@@ -114,6 +145,11 @@ where
             if let Some(outer) = span.extensions().get::<Fields>() {
                 outer.0.iter().for_each(|(name, value)| fields.add(name, value));
             }
+        }
+        if self.dispatch.is_some()
+            && let Some(span) = context.event_span(event)
+        {
+            self.add_trace_ids(&span.id(), &mut fields);
         }
         let metadata = event.metadata();
         let line = match self.format {
@@ -391,5 +427,29 @@ mod tests {
             span.in_scope(|| tracing::info!("done"));
         });
         assert_eq!(line["epoch"], 7);
+    }
+
+    #[test]
+    fn a_line_inside_a_recorded_span_carries_its_trace_id() {
+        use opentelemetry::trace::TracerProvider;
+        use tracing_opentelemetry::OpenTelemetrySpanExt;
+
+        let (sink, lines) = memory();
+        let writer = QueueWriter::start(sink).expect("a thread starts");
+        let provider = opentelemetry_sdk::trace::SdkTracerProvider::builder().build();
+        let subscriber = tracing_subscriber::registry()
+            .with(LineLayer::new(&LogConfig::default(), writer.clone()).with_trace_ids())
+            .with(tracing_opentelemetry::layer().with_tracer(provider.tracer("test")));
+        let expected = tracing::subscriber::with_default(subscriber, || {
+            tracing::info!("outside");
+            let span = tracing::info_span!("attach");
+            span.in_scope(|| tracing::info!("inside"));
+            span.context().span().span_context().trace_id().to_string()
+        });
+        assert!(writer.flush(Duration::from_secs(5)));
+        let lines = lines.lock().expect("no panic");
+        let read = |n: usize| -> serde_json::Value { serde_json::from_str(&lines[n]).expect("JSON") };
+        assert_eq!(read(0)["trace_id"], serde_json::Value::Null);
+        assert_eq!(read(1)["trace_id"], expected);
     }
 }

@@ -74,7 +74,7 @@ impl FileSink {
     }
 
     fn fits(&self, length: u64, record: &Record) -> bool {
-        length + record.json.len() as u64 + 1 <= self.config.rotate_bytes
+        length + (record.json.len() as u64) < self.config.rotate_bytes
     }
 
     fn in_place(&self, open: &Open) -> bool {
