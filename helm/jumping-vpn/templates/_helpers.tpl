@@ -1,0 +1,86 @@
+{{- define "jv.name" -}}
+{{- .Chart.Name | trunc 40 | trimSuffix "-" -}}
+{{- end -}}
+
+{{- define "jv.fullname" -}}
+{{- if contains .Chart.Name .Release.Name -}}
+{{- .Release.Name | trunc 40 | trimSuffix "-" -}}
+{{- else -}}
+{{- printf "%s-%s" .Release.Name .Chart.Name | trunc 40 | trimSuffix "-" -}}
+{{- end -}}
+{{- end -}}
+
+{{- /* Labels of every object. Call with (dict "root" $ "part" "gateway"). */ -}}
+{{- define "jv.labels" -}}
+helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace "+" "_" }}
+app.kubernetes.io/version: {{ .root.Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .root.Release.Service }}
+{{ include "jv.selector" . }}
+{{- end -}}
+
+{{- define "jv.selector" -}}
+app.kubernetes.io/name: {{ include "jv.name" .root }}
+app.kubernetes.io/instance: {{ .root.Release.Name }}
+app.kubernetes.io/component: {{ .part }}
+{{- end -}}
+
+{{- /* Image of a role. Call with (dict "root" $ "part" "gateway"). */ -}}
+{{- define "jv.image" -}}
+{{- $image := .root.Values.image -}}
+{{- $repository := printf "%s-%s" $image.repository .part -}}
+{{- $digest := index $image.digests .part -}}
+{{- if $digest -}}
+{{- printf "%s@%s" $repository $digest -}}
+{{- else -}}
+{{- printf "%s:%s" $repository ($image.tag | default .root.Chart.AppVersion) -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "jv.pullSecrets" -}}
+{{- with .Values.image.pullSecrets }}
+imagePullSecrets:
+{{- range . }}
+  - name: {{ . }}
+{{- end }}
+{{- end }}
+{{- end -}}
+
+{{- define "jv.controlSecret" -}}
+{{- if eq .Values.tls.kind "existing" -}}{{ .Values.tls.existingControlSecret }}{{- else -}}{{ include "jv.fullname" . }}-control-tls{{- end -}}
+{{- end -}}
+
+{{- define "jv.gatewaySecret" -}}
+{{- if eq .Values.tls.kind "existing" -}}{{ .Values.tls.existingGatewaySecret }}{{- else -}}{{ include "jv.fullname" . }}-gateway-tls{{- end -}}
+{{- end -}}
+
+{{- define "jv.controlReplicas" -}}
+{{- if eq .Values.store.kind "embedded" -}}1{{- else -}}{{ .Values.control.replicas }}{{- end -}}
+{{- end -}}
+
+{{- define "jv.etcdEndpoints" -}}
+{{- if eq .Values.store.kind "etcd-external" -}}
+{{- toJson .Values.store.external.endpoints -}}
+{{- else -}}
+{{- $name := printf "%s-etcd" (include "jv.fullname" .) -}}
+{{- $list := list -}}
+{{- range $i := until 3 -}}
+{{- $list = append $list (printf "https://%s-%d.%s.%s.svc:2379" $name $i $name $.Release.Namespace) -}}
+{{- end -}}
+{{- toJson $list -}}
+{{- end -}}
+{{- end -}}
+
+{{- /* Pods of one part spread over machines and zones where they can. */ -}}
+{{- define "jv.spread" -}}
+topologySpreadConstraints:
+  - maxSkew: 1
+    topologyKey: kubernetes.io/hostname
+    whenUnsatisfiable: ScheduleAnyway
+    labelSelector:
+      matchLabels: {{- include "jv.selector" . | nindent 8 }}
+  - maxSkew: 1
+    topologyKey: topology.kubernetes.io/zone
+    whenUnsatisfiable: ScheduleAnyway
+    labelSelector:
+      matchLabels: {{- include "jv.selector" . | nindent 8 }}
+{{- end -}}
