@@ -1,3 +1,5 @@
-//! jump-control: the stateless gRPC service that arbitrates session ownership.
+//! `jump-control`: the stateless gRPC service that arbitrates session ownership.
 
+pub mod identity;
+pub mod pki;
 pub mod store;
