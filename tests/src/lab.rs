@@ -10,6 +10,7 @@
 //! makes goes away when its value is dropped, when the program is interrupted (SIGINT, SIGTERM, SIGHUP) and, for the
 //! programs it started, even when it is killed.
 
+pub mod bare_device;
 pub mod capture;
 pub mod cleanup;
 pub mod cluster;

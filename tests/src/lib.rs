@@ -1,4 +1,6 @@
 //! Whole-system tests of Jumping VPN: the lab that the end-to-end tests, the demo and the benchmarks run in.
 
 pub mod demo;
+pub mod failover;
 pub mod lab;
+pub mod support;

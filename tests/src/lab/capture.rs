@@ -11,8 +11,10 @@ use anyhow::{Context as _, Result, ensure};
 use super::network::Host;
 
 /// Packets kept; later ones are counted only by their absence, so checks state how many they expect at most.
-const PACKETS_MAX: usize = 2_000_000;
+const PACKETS_MAX: usize = 500_000;
 const NANOSECOND_MAGIC: u32 = 0xa1b2_3c4d;
+/// How many bytes of a frame are kept: all of any datagram that the outer network carries unfragmented.
+pub const BYTES_MAX: usize = 2048;
 /// Ethernet header before the IP packet.
 const LINK_HEADER: usize = 14;
 
@@ -21,7 +23,7 @@ const LINK_HEADER: usize = 14;
 pub struct Captured {
     /// When the kernel saw it.
     pub at: SystemTime,
-    /// Its bytes from the link header on, cut at 160.
+    /// Its bytes from the link header on, cut at [`BYTES_MAX`].
     pub bytes: Vec<u8>,
 }
 
@@ -32,6 +34,15 @@ impl Captured {
         let address = |at: usize| <[u8; 4]>::try_from(&ip[at..at + 4]).ok().map(std::net::Ipv4Addr::from);
         (ip[0] >> 4 == 4).then_some(())?;
         Some((address(12)?, address(16)?))
+    }
+
+    /// The payload of an unfragmented IPv4 UDP datagram.
+    pub fn udp_payload(&self) -> Option<&[u8]> {
+        let ip = self.bytes.get(LINK_HEADER..)?;
+        let header = usize::from(ip.first()? & 0x0f) * 4;
+        let udp = (ip.first()? >> 4 == 4 && *ip.get(9)? == 17).then(|| ip.get(header..))??;
+        let length = usize::from(u16::from_be_bytes(*udp.get(4..6)?.first_chunk()?));
+        udp.get(8..length)
     }
 }
 
@@ -52,7 +63,19 @@ impl Capture {
     pub fn start(host: &Host, link: &str, filter: &str) -> Result<Self> {
         let mut command = host.namespace.command("tcpdump".as_ref());
         command
-            .args(["-i", link, "-U", "-w", "-", "--immediate-mode", "-s", "160", "-n", "-B", "16384"])
+            .args([
+                "-i",
+                link,
+                "-U",
+                "-w",
+                "-",
+                "--immediate-mode",
+                "-n",
+                "-s",
+                &BYTES_MAX.to_string(),
+                "-B",
+                "16384",
+            ])
             .args(["--time-stamp-precision", "nano", "-Z", "root"])
             .arg(filter)
             .stdin(Stdio::null())

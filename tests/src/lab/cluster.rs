@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 
-use super::etcd::Etcd;
+use super::etcd::{Etcd, wait_until};
 use super::network::{Host, Network, ReturnRoute, Shape};
 use super::ownership::{Ownership, OwnershipWatch};
 use super::process::{Mark, Process};
@@ -38,12 +38,24 @@ pub struct Plan {
     pub devices: usize,
     /// The inner network's way back.
     pub return_route: ReturnRoute,
+    /// TOML tables added to the configuration of every control replica.
+    pub control_settings: String,
+    /// TOML tables added to the configuration of every gateway.
+    pub gateway_settings: String,
 }
 
 impl Plan {
     /// Two gateways, one device, the embedded store, the way back through the second gateway.
     pub fn small(label: &'static str) -> Self {
-        Self { label, store: Store::Embedded, gateways: 2, devices: 1, return_route: ReturnRoute::Gateway(1) }
+        Self {
+            label,
+            store: Store::Embedded,
+            gateways: 2,
+            devices: 1,
+            return_route: ReturnRoute::Gateway(1),
+            control_settings: String::new(),
+            gateway_settings: String::new(),
+        }
     }
 
     /// The same over another store.
@@ -74,6 +86,7 @@ pub struct Cluster {
     /// Logs and state.
     pub run: RunDir,
     store: StoreConfig,
+    plan: Plan,
 }
 
 impl Cluster {
@@ -111,6 +124,7 @@ impl Cluster {
             operator,
             run,
             store,
+            plan: plan.clone(),
         };
         for i in 0..controls {
             let control = cluster.start_control(i)?;
@@ -134,7 +148,14 @@ impl Cluster {
         let host = &self.network.controls[i];
         let name = format!("ctl{}", i + 1);
         let identity = self.pki.issue("control", &name, &[host.wan.to_string()])?;
-        let command = programs::control(host, &name, &identity, &self.store, self.run.path())?;
+        let command = programs::control(
+            host,
+            &name,
+            &identity,
+            &self.store,
+            &self.plan.control_settings,
+            self.run.path(),
+        )?;
         let process = Process::spawn(&name, command, self.run.path())?;
         process.wait_for("that it serves", Mark::default(), READY_MAX, |line| line.contains("serving"))?;
         Ok(process)
@@ -148,9 +169,18 @@ impl Cluster {
         let host = &self.network.gateways[i];
         let name = gateway_name(i);
         let identity = self.pki.issue("gateway", &name, &[host.wan.to_string()])?;
-        let command = programs::gateway(host, &name, &identity, &self.network.controls, self.run.path())?;
+        let command = programs::gateway(
+            host,
+            &name,
+            &identity,
+            &self.network.controls,
+            &self.plan.gateway_settings,
+            self.run.path(),
+        )?;
         let process = Process::spawn(&name, command, self.run.path())?;
-        process.wait_for("that it is ready", Mark::default(), READY_MAX, |line| line.contains("ready"))?;
+        process.wait_for("that it is ready", Mark::default(), READY_MAX, |line| {
+            line.contains("registered; serving")
+        })?;
         Ok(process)
     }
 
@@ -163,9 +193,7 @@ impl Cluster {
         let name = format!("device-{}", i + 1);
         let answer = self.operator.json(host, &["device", "token", &name])?;
         let token = answer.get("token").and_then(|t| t.as_str()).context("jumpctl printed no token")?;
-        let state = self.state_dir(i);
-        programs::output(host, "jump", &["--state-dir", &state.to_string_lossy(), "enroll", token])?;
-        Ok(())
+        programs::enrol(host, &self.state_dir(i), token)
     }
 
     /// Where device `i` keeps its state.
@@ -184,11 +212,14 @@ impl Cluster {
             programs::device(host, &self.state_dir(i))?,
             self.run.path(),
         )?;
-        process
-            .wait_for("that it is attached", Mark::default(), READY_MAX, |line| line.contains("attached"))?;
+        let (line, _) = process.wait_for("that it is attached", Mark::default(), READY_MAX, |line| {
+            line.contains(r#""event":"attached""#)
+        })?;
         self.devices[i] = Some(process);
-        let session = self.session_of(i)?;
-        self.ownership(&session)
+        let event: serde_json::Value = serde_json::from_str(&line)?;
+        let session =
+            event.get("session_id").and_then(|s| s.as_str()).context("the event names no session")?;
+        self.ownership(session)
     }
 
     /// The session id of device `i`, from `jump status`.
@@ -233,6 +264,18 @@ impl Cluster {
     pub fn gateway_number(&self, node: &str) -> Result<usize> {
         let number = (0..self.gateways.len()).find(|i| gateway_name(*i) == node);
         number.with_context(|| format!("no gateway is named {node}"))
+    }
+
+    /// Waits until gateway `i` is registered at control.
+    ///
+    /// # Errors
+    /// When it is not in time.
+    pub fn wait_registered(&self, i: usize, timeout: Duration) -> Result<()> {
+        wait_until(&format!("{} is registered", gateway_name(i)), timeout, || {
+            let nodes = self.operator.json(self.operator_host(), &["nodes", "list"]).unwrap_or_default();
+            let listed = nodes.get("nodes").unwrap_or(&nodes).as_array().cloned().unwrap_or_default();
+            listed.iter().any(|node| node.get("node_id").and_then(|n| n.as_str()) == Some(&gateway_name(i)))
+        })
     }
 
     /// The worker process of gateway `i`.

@@ -210,6 +210,17 @@ pub fn children_of(pid: Pid) -> Result<Vec<Pid>> {
     Ok(children)
 }
 
+/// Resident memory of a process, in bytes.
+///
+/// # Errors
+/// When the process is gone.
+pub fn resident_bytes(pid: Pid) -> Result<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
+    let kib: u64 = line.trim().trim_end_matches("kB").trim().parse()?;
+    Ok(kib * 1024)
+}
+
 /// Waits until a pidfd says that its process has ended.
 fn wait_readable(handle: &OwnedFd, timeout: Duration) -> Result<()> {
     use rustix::event::{PollFd, PollFlags, Timespec, poll};

@@ -1,6 +1,8 @@
 //! The command lines and configuration files of the programs under test; the one place that knows their options.
 
 use std::fmt::Write as _;
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -123,6 +125,7 @@ pub fn control(
     name: &str,
     identity: &Identity,
     store: &StoreConfig,
+    more: &str,
     dir: &Path,
 ) -> Result<Command> {
     let mut config = String::new();
@@ -139,6 +142,7 @@ pub fn control(
             writeln!(config, "[store]\nkind = \"etcd\"\nendpoints = {endpoints:?}")?
         }
     }
+    config.push_str(more);
     with_config(host, "jump-control", &["serve"], name, &config, dir)
 }
 
@@ -151,6 +155,7 @@ pub fn gateway(
     name: &str,
     identity: &Identity,
     controls: &[Host],
+    more: &str,
     dir: &Path,
 ) -> Result<Command> {
     let controls: Vec<_> =
@@ -165,6 +170,7 @@ pub fn gateway(
         "[tls]\nca = {:?}\ncertificate = {:?}\nkey = {:?}",
         identity.ca, identity.certificate, identity.key
     )?;
+    config.push_str(more);
     with_config(host, "jump-gateway", &["run"], name, &config, dir)
 }
 
@@ -189,8 +195,24 @@ fn with_config(
 /// When the program is not built.
 pub fn device(host: &Host, state: &Path) -> Result<Command> {
     let mut command = host.namespace.command(&find("jump")?);
-    command.arg("--state-dir").arg(state).args(["--log-format", "json", "up"]);
+    command.arg("--state-dir").arg(state).args(["--log-format", "json", "--output", "json", "up"]);
     Ok(command)
+}
+
+/// Enrols a device with a one-time token.
+///
+/// # Errors
+/// When control refuses it; the message is what `jump enroll` printed.
+pub fn enrol(host: &Host, state: &Path, token: &str) -> Result<()> {
+    let mut command = host.namespace.command(&find("jump")?);
+    command.arg("--state-dir").arg(state).arg("enroll");
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn()?;
+    child.stdin.take().context("jump has no stdin")?.write_all(token.as_bytes())?;
+    let output = child.wait_with_output()?;
+    if !output.status.success() {
+        bail!("jump enroll: {}", String::from_utf8_lossy(&output.stderr).trim());
+    }
+    Ok(())
 }
 
 /// The operators' CLI against a cluster, run inside one of its hosts.
@@ -236,4 +258,28 @@ impl Operator {
         serde_json::from_slice(&output.stdout)
             .with_context(|| format!("the output of jumpctl {}", arguments.join(" ")))
     }
+}
+
+/// Reads a gateway's counter or gauge from its metrics endpoint: the sum over all series of that name whose labels
+/// contain `label`; 0 when there is none yet.
+///
+/// # Errors
+/// When the endpoint does not answer.
+pub fn metric(host: &Host, name: &str, label: &str) -> Result<f64> {
+    let body = host.namespace.enter(|| http_get(METRICS_PORT, "/metrics"))??;
+    let lines = body.lines().filter(|line| {
+        line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' ']) && rest.contains(label))
+    });
+    Ok(lines.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum())
+}
+
+/// One plain HTTP GET to the loopback of the current namespace.
+fn http_get(port: u16, path: &str) -> Result<String> {
+    let mut stream =
+        TcpStream::connect(("127.0.0.1", port)).with_context(|| format!("connecting to port {port}"))?;
+    stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    Ok(answer)
 }

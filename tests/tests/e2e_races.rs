@@ -1,0 +1,121 @@
+//! Racing attaches: every epoch has exactly one accepted claimant, and whoever loses is told why.
+
+use std::collections::BTreeMap;
+use std::net::{SocketAddr, UdpSocket};
+use std::sync::Barrier;
+
+use jump_session::frame::AttachResult;
+use jump_session::ids::SessionId;
+use jump_session::reason::Reason;
+use jump_tests::lab::bare_device::{BareDevice, ClusterKeys, device_key};
+use jump_tests::lab::cluster::{Cluster, Plan};
+use jump_tests::lab::programs::GATEWAY_PORT;
+use jump_tests::lab::rng::Rng;
+use jump_tests::support;
+
+/// A cluster whose policy does not bound how often a session moves: here moving is the point.
+fn cluster(label: &'static str) -> Cluster {
+    let plan = Plan {
+        control_settings: "[policy]\nswitches_per_minute_max = 1000000\nswitch_cooldown = \"0s\"\n"
+            .to_owned(),
+        gateway_settings: "[limits]\nattach_per_second = 100000\nattach_burst = 100000\n\
+                           cookie_above_per_second = 100000\n"
+            .to_owned(),
+        ..Plan::small(label)
+    };
+    Cluster::start(&plan).unwrap()
+}
+
+/// One of the racers: the same identity every time, another socket.
+fn racer(cluster: &Cluster) -> BareDevice {
+    let (host, state) = (&cluster.network.devices[0], cluster.state_dir(0));
+    let socket = host.namespace.enter(|| UdpSocket::bind(host.wan_socket(0))).unwrap().unwrap();
+    BareDevice::new(device_key(&state).unwrap(), ClusterKeys::of_profile(&state).unwrap(), socket).unwrap()
+}
+
+fn birth(device: &mut BareDevice, gateway: SocketAddr) -> SessionId {
+    let intent = device.intent(None, 1, Reason::Birth).unwrap();
+    match device.attach(&intent, gateway, support::SOON).unwrap().0 {
+        AttachResult::Accepted(accepted) => accepted.session,
+        rejected @ AttachResult::Rejected { .. } => panic!("the birth was {rejected:?}"),
+    }
+}
+
+/// Two attempts at the same moment; returns the outcome of each.
+fn race(racers: &mut [BareDevice; 2], session: SessionId, runs: [(u64, SocketAddr); 2]) -> [AttachResult; 2] {
+    let barrier = Barrier::new(2);
+    let [first, second] = racers;
+    let run = |device: &mut BareDevice, (seq, gateway): (u64, SocketAddr)| {
+        let intent = device.intent(Some(session), seq, Reason::GatewayUnresponsive).unwrap();
+        let mut ready = device.handshake(&intent, gateway, support::SOON).unwrap();
+        // What is raced is the commit.
+        barrier.wait();
+        device.confirm(&mut ready, support::SOON).unwrap()
+    };
+    std::thread::scope(|scope| {
+        let other = scope.spawn(|| run(second, runs[1]));
+        let mine = run(first, runs[0]);
+        [mine, other.join().unwrap()]
+    })
+}
+
+/// Checks a round against what was accepted so far; returns how many were accepted.
+fn judge(round: usize, outcomes: &[AttachResult; 2], accepted: &mut BTreeMap<u64, usize>) -> usize {
+    let mut count = 0;
+    for outcome in outcomes {
+        match outcome {
+            AttachResult::Accepted(a) => {
+                count += 1;
+                let earlier = accepted.insert(a.epoch.0, round);
+                assert_eq!(earlier, None, "epoch {} was accepted twice, last in round {round}", a.epoch);
+            }
+            AttachResult::Rejected { reason, .. } => assert!(
+                matches!(reason, Reason::StaleAttempt | Reason::HandoverPending | Reason::SupersededAttempt),
+                "round {round}: rejected with {reason:?}"
+            ),
+        }
+    }
+    assert!(count >= 1, "round {round}: nobody was accepted: {outcomes:?}");
+    count
+}
+
+#[test]
+fn of_two_devices_with_one_identity_exactly_one_is_accepted_per_epoch() {
+    let _one = support::one_at_a_time().unwrap();
+    let cluster = cluster("race-devices");
+    let gateways: Vec<_> = cluster.network.gateways.iter().map(|g| g.wan_socket(GATEWAY_PORT)).collect();
+    let mut racers = [racer(&cluster), racer(&cluster)];
+    let session = birth(&mut racers[0], gateways[0]);
+    let (mut rng, mut accepted) = (Rng::new(11), BTreeMap::from([(1, 0)]));
+    for round in 1..=support::scaled(200, 1000) {
+        let seq = round as u64 + 1;
+        let mut pick = || gateways[usize::try_from(rng.below(2)).unwrap()];
+        let outcomes = race(&mut racers, session, [(seq, pick()), (seq, pick())]);
+        assert_eq!(judge(round, &outcomes, &mut accepted), 1, "round {round}: {outcomes:?}");
+    }
+    assert_consistent(&cluster, session, &accepted);
+}
+
+#[test]
+fn of_one_device_racing_two_gateways_exactly_one_is_accepted_per_epoch() {
+    let _one = support::one_at_a_time().unwrap();
+    let cluster = cluster("race-gateways");
+    let gateways: Vec<_> = cluster.network.gateways.iter().map(|g| g.wan_socket(GATEWAY_PORT)).collect();
+    let mut racers = [racer(&cluster), racer(&cluster)];
+    let session = birth(&mut racers[0], gateways[0]);
+    let mut accepted = BTreeMap::from([(1, 0)]);
+    for round in 1..=support::scaled(200, 1000) {
+        let seq = 2 * round as u64;
+        let outcomes =
+            race(&mut racers, session, [(seq, gateways[round % 2]), (seq + 1, gateways[(round + 1) % 2])]);
+        judge(round, &outcomes, &mut accepted);
+    }
+    assert_consistent(&cluster, session, &accepted);
+}
+
+/// Every epoch from birth to the record's was accepted once.
+fn assert_consistent(cluster: &Cluster, session: SessionId, accepted: &BTreeMap<u64, usize>) {
+    let record = cluster.ownership(&session.to_string()).unwrap();
+    let epochs: Vec<_> = accepted.keys().copied().collect();
+    assert_eq!(epochs, (1..=record.epoch).collect::<Vec<_>>());
+}
