@@ -1,5 +1,5 @@
 # Targets of the crypto module (docs/crypto.md).
-.PHONY: bench-crypto crypto-vectors crypto-model crypto-mutants
+.PHONY: bench-crypto crypto-vectors crypto-model crypto-mutants fuzz-crypto
 
 bench-crypto: ## Measures handshake, records, window and gates, and tests the compares' timing
 	$(CARGO) bench --locked -p jump-crypto --bench crypto
@@ -12,5 +12,8 @@ crypto-vectors: ## Checks the crypto test vectors with an independent implementa
 crypto-model: ## Verifies the symbolic model of handshake and attach with Verifpal (builds it on first use)
 	@scripts/crypto-model.sh
 
-crypto-mutants: ## Breaks the crypto module in many places, one at a time; every break must fail a test (about an hour)
-	@scripts/crypto-mutants.sh
+crypto-mutants: ## Breaks the crypto module in many places, one at a time; every break must fail a test (some 15 minutes)
+	@nice scripts/crypto-mutants.py
+
+fuzz-crypto: ## Runs the crypto fuzz targets for ten minutes each, on stable (mutations of the committed corpus)
+	$(CARGO) test --locked -p jump-crypto --test corpus -- --include-ignored --skip write_the --nocapture

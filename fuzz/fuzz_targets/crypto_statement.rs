@@ -1,0 +1,6 @@
+#![no_main]
+
+#[path = "../src/crypto.rs"]
+mod crypto;
+
+libfuzzer_sys::fuzz_target!(|input: &[u8]| crypto::statement(input));
