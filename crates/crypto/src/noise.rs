@@ -139,3 +139,92 @@ impl Dh for X25519 {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn slot(byte: u8) -> EphemeralSlot {
+        let slot = EphemeralSlot::default();
+        slot.set(Zeroizing::new([byte; 32])).expect("a new slot is empty");
+        slot
+    }
+
+    /// Runs both messages with these secrets in the `psk2` slot; returns what each side derives.
+    fn exchange(
+        suite: Suite,
+        client_psk: Option<[u8; 32]>,
+        gateway_psk: Option<[u8; 32]>,
+    ) -> Option<[[u8; 32]; 2]> {
+        let (device, cluster) = ([1; 32], DhSecret::from_bytes([2; 32]));
+        let inputs = |local, ephemeral, psk| Inputs { suite, local, prologue: b"p", ephemeral, psk };
+        let client = inputs(&device, slot(3), client_psk.as_ref());
+        let mut client = initiator(&client, cluster.public()).unwrap();
+        let gateway = inputs(cluster.expose(), slot(4), gateway_psk.as_ref());
+        let mut gateway = responder(&gateway).unwrap();
+        let (mut message, mut payload) = ([0; 256], [0; 256]);
+        let len = client.write_message(b"intent", &mut message).unwrap();
+        gateway.read_message(&message[..len], &mut payload).ok()?;
+        let len = gateway.write_message(b"roster", &mut message).unwrap();
+        client.read_message(&message[..len], &mut payload).ok()?;
+        Some([client.dangerously_get_raw_split().0, gateway.dangerously_get_raw_split().0])
+    }
+
+    #[test]
+    fn a_secret_in_the_psk2_slot_changes_the_keys_and_must_be_the_same_on_both_sides() {
+        for suite in [Suite::ChaChaPolyBlake2s, Suite::AesGcmSha256] {
+            let [plain, same] = exchange(suite, None, None).unwrap();
+            assert_eq!(plain, same);
+            let [mixed, same] = exchange(suite, Some([9; 32]), Some([9; 32])).unwrap();
+            assert_eq!(mixed, same);
+            assert_ne!(mixed, plain);
+            assert_eq!(exchange(suite, Some([9; 32]), Some([8; 32])), None);
+            assert_eq!(exchange(suite, Some([9; 32]), None), None);
+        }
+    }
+
+    #[test]
+    fn an_ephemeral_key_is_given_out_once_and_only_whole() {
+        let mut rng = OneKey { ephemeral: slot(5), taken: false };
+        assert!(rng.try_fill_bytes(&mut [0; 31]).is_err());
+        let mut key = [0; 32];
+        rng.try_fill_bytes(&mut key).unwrap();
+        assert_eq!(key, [5; 32]);
+        assert!(rng.try_fill_bytes(&mut key).is_err());
+        assert!(
+            OneKey { ephemeral: EphemeralSlot::default(), taken: false }.try_fill_bytes(&mut key).is_err()
+        );
+    }
+
+    #[test]
+    fn secrets_held_by_the_crate_erase_themselves() {
+        fn erases<T: zeroize::Zeroize>() -> bool {
+            core::mem::needs_drop::<T>()
+        }
+        // `derive(Zeroize)` with `zeroize(drop)`: a drop of this type is the erasure.
+        assert!(erases::<x25519_dalek::StaticSecret>());
+        assert!(core::mem::needs_drop::<Zeroizing<[u8; 32]>>());
+    }
+
+    #[test]
+    fn a_peers_point_of_small_order_ends_the_agreement() {
+        let mut dh = X25519::default();
+        dh.set(&[7; 32]);
+        // 0, 1 and the two points of order 8 (RFC 7748 §6.1, Curve25519's cofactor is 8).
+        let order_8 = [
+            "e0eb7a7c3b41b8ae1656e3faf19fc46ada098deb9c32b1fd866205165f49b800",
+            "5f9c95bca3508c24b1d0b1559c83ef5b04445cc4581c8e86d8224eddd09f1157",
+        ];
+        let parse = |hex: &str| -> [u8; 32] {
+            std::array::from_fn(|at| u8::from_str_radix(&hex[2 * at..2 * at + 2], 16).unwrap())
+        };
+        let mut one = [0; 32];
+        one[0] = 1;
+        for point in [[0; 32], one, parse(order_8[0]), parse(order_8[1])] {
+            assert!(dh.dh(&point, &mut [0; 32]).is_err());
+        }
+        assert!(dh.dh(DhSecret::from_bytes([8; 32]).public(), &mut [0; 32]).is_ok());
+        assert!(dh.dh(&[9; 31], &mut [0; 32]).is_err());
+        assert!(X25519::default().dh(&[9; 32], &mut [0; 32]).is_err());
+    }
+}

@@ -210,3 +210,110 @@ impl From<Malformed> for HandshakeError {
         Self::Malformed
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn intents() -> impl Strategy<Value = AttachIntent> {
+        let ids = (any::<Option<[u8; 16]>>(), any::<[u8; 16]>());
+        let numbers = (any::<u64>(), any::<u64>(), any::<u16>(), any::<u32>(), any::<bool>());
+        (ids, numbers).prop_map(|((session, attempt), (seq, epoch, reason, capabilities, rekey))| {
+            AttachIntent {
+                session: session.map(SessionId::from_bytes),
+                attach_seq: AttachSeq(seq),
+                attempt: AttemptId::from_bytes(attempt),
+                last_epoch: Epoch(epoch),
+                reason,
+                capabilities,
+                rekey,
+            }
+        })
+    }
+
+    fn plain() -> [u8; INIT_PAYLOAD_LEN] {
+        AttachIntent {
+            session: None,
+            attach_seq: AttachSeq(1),
+            attempt: AttemptId::from_bytes([1; 16]),
+            last_epoch: Epoch(0),
+            reason: 0,
+            capabilities: 0,
+            rekey: false,
+        }
+        .encode()
+    }
+
+    #[test]
+    fn an_intent_of_another_version_or_with_unknown_flags_or_stray_bytes_is_refused() {
+        assert!(AttachIntent::decode(&plain()).is_ok());
+        for (at, byte, what) in [
+            (0, 2, "version"),
+            (1, 4, "flag"),
+            (8, 1, "session id without its flag"),
+            (56, 1, "padding"),
+            (INIT_PAYLOAD_LEN - 1, 1, "padding"),
+        ] {
+            let mut payload = plain();
+            payload[at] = byte;
+            assert_eq!(AttachIntent::decode(&payload), Err(Malformed), "{what}");
+        }
+    }
+
+    #[test]
+    fn unknown_capabilities_are_ignored() {
+        let mut payload = plain();
+        payload[4..8].fill(0xff);
+        assert_eq!(AttachIntent::decode(&payload).unwrap().capabilities, u32::MAX);
+    }
+
+    #[test]
+    fn addresses_that_no_gateway_can_have_are_neither_sent_nor_taken() {
+        let good: SocketAddr = "192.0.2.1:51820".parse().unwrap();
+        let bad = ["192.0.2.1:0", "0.0.0.0:1", "[::]:1", "255.255.255.255:1", "224.0.0.1:1", "[ff02::1]:1"];
+        for bad in bad.map(|text| text.parse::<SocketAddr>().unwrap()) {
+            let payload = ReplyPayload { hint: [1; HINT_LEN], roster: vec![bad, good] };
+            assert_eq!(ReplyPayload::decode(&payload.encode()).unwrap().roster, [good]);
+            let mut forced = ReplyPayload { hint: [1; HINT_LEN], roster: vec![good] }.encode();
+            let ip = match bad.ip() {
+                IpAddr::V4(ip) => ip.to_ipv6_mapped(),
+                IpAddr::V6(ip) => ip,
+            };
+            forced[2 + HINT_LEN] = if bad.is_ipv4() { 4 } else { 6 };
+            forced[3 + HINT_LEN..19 + HINT_LEN].copy_from_slice(&ip.octets());
+            forced[19 + HINT_LEN..].copy_from_slice(&bad.port().to_be_bytes());
+            assert_eq!(ReplyPayload::decode(&forced), Err(Malformed), "{bad}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn every_intent_survives_its_encoding(intent in intents()) {
+            prop_assert_eq!(AttachIntent::decode(&intent.encode()), Ok(intent));
+        }
+
+        #[test]
+        fn payloads_that_decode_are_the_only_encoding_of_what_they_say(
+            mut bytes in prop::collection::vec(any::<u8>(), 0..200),
+            count in 0u8..10,
+        ) {
+            if bytes.len() > 2 {
+                bytes[..2].copy_from_slice(&[PAYLOAD_VERSION, count]);
+            }
+            if let Ok(payload) = ReplyPayload::decode(&bytes) {
+                prop_assert_eq!(payload.encode(), bytes);
+            }
+        }
+
+        #[test]
+        fn no_bytes_panic(bytes in prop::collection::vec(any::<u8>(), 0..700)) {
+            let _ = AttachIntent::decode(&bytes);
+            let _ = ReplyHeader::decode(&bytes);
+            if let Some(init) = bytes.first_chunk::<INIT_LEN>() {
+                let _ = InitHeader::decode(init);
+            }
+        }
+    }
+}
