@@ -36,7 +36,7 @@ impl Authority {
 ///
 /// Kept for as long as the session is active here or an `Attach` for it is unanswered; an answer for which no tenure is
 /// kept is dropped. A new run starts with none and answers to none of the old run's requests.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Tenure {
     active: Option<Epoch>,
     given_up: Epoch,

@@ -1,0 +1,140 @@
+//! A control replica: reads, decides with the production functions, and runs its transaction.
+
+use crate::cluster::{Belief, Cluster, Message, Pending, State};
+use crate::defect::{Defect, G2, G3, G6, OWNERS_ARE_REGISTERED};
+use crate::record::{self, Compare, Decided, Phase, Record, Run, Write};
+
+impl Cluster {
+    /// A replica reads record and node keys in one transaction and decides.
+    pub(crate) fn read(&self, state: &mut State, replica: usize, message: &Message, belief: Belief) {
+        let gateways = state.gateways;
+        let blind = self.has(Defect::DeadOwnerBelievedAlive);
+        let owner = state.record.and_then(|record| record.owner());
+        let claimant = if let Message::Attach { run, .. } = message { Some(*run) } else { None };
+        let registered = |run: Run| match belief {
+            Belief::Truth => {
+                gateways[usize::from(run.node)].key == run.incarnation || (blind && Some(run) == owner)
+            }
+            Belief::OthersGone => Some(run) == claimant,
+            Belief::AllAlive => true,
+        };
+        let record = state.record.as_ref();
+        let mut is_intent = false;
+        let write = match (message, record) {
+            (Message::Attach { seq, run }, _) => match self.decide(record, *run, *seq, &registered) {
+                Decided::Commit(write) => Some(write),
+                Decided::Intend(write) => {
+                    is_intent = true;
+                    Some(write)
+                }
+                Decided::Wait => None,
+                Decided::Accepted => {
+                    let epoch = record.map_or(0, |record| record.epoch);
+                    return state.accepted(*seq, *run, epoch);
+                }
+                Decided::Refused { is_final } => {
+                    if is_final {
+                        state.refused |= 1 << seq;
+                    }
+                    return;
+                }
+            },
+            (Message::Ack { run, epoch }, Some(record)) => record::fenced(record, *run, *epoch, &registered),
+            (Message::Release { run, epoch }, Some(record)) => {
+                record::released(record, *run, *epoch, &registered)
+            }
+            (Message::Sweep, Some(record)) => record::swept(record, &registered),
+            (Message::Ack { .. } | Message::Release { .. } | Message::Sweep, None) => None,
+            (Message::Init { .. } | Message::Accepted { .. } | Message::Order { .. }, _) => None,
+        };
+        if let Some(write) = write {
+            state.replicas[replica] = Some(Pending { message: message.clone(), write, is_intent });
+        }
+    }
+
+    fn decide(
+        &self,
+        record: Option<&Record>,
+        run: Run,
+        seq: u8,
+        registered: record::Registered<'_>,
+    ) -> Decided {
+        let decided = if self.has(Defect::SequenceIgnored) && record.is_some_and(|record| seq < record.seq) {
+            // Decides as if the attempt were the newest.
+            let mut forgetful = *record.expect("checked");
+            forgetful.seq = 0;
+            record::attach(Some(&forgetful), run, seq, registered)
+        } else {
+            record::attach(record, run, seq, registered)
+        };
+        if !self.has(Defect::NoFence) {
+            return decided;
+        }
+        let Decided::Intend(write) = decided else { return decided };
+        let Phase::Handover { from, .. } = write.next.phase else { return Decided::Wait };
+        match record::fenced(&write.next, from, write.next.epoch, registered) {
+            Some(fenced) => Decided::Commit(Write { read_revision: write.read_revision, ..fenced }),
+            None => Decided::Wait,
+        }
+    }
+
+    pub(crate) fn commit(&self, state: &mut State, pending: &Pending) {
+        let Pending { message, write, is_intent } = pending;
+        let stored_revision = state.record.map_or(0, |record| record.revision);
+        if write.read_revision != stored_revision && !self.has(Defect::RevisionNotCompared) {
+            // Somebody wrote first: the replica reads again, which is another `Read` of the same message.
+            return;
+        }
+        let is_registered = |run: Run| state.gateways[usize::from(run.node)].key == run.incarnation;
+        let holds = write.compares.iter().all(|compare| match compare {
+            Compare::Registered(run) => is_registered(*run) || self.has(Defect::ClaimantNotCompared),
+            Compare::Gone(run) => !is_registered(*run) || self.has(Defect::OldOwnerNotCompared),
+        });
+        if !holds {
+            return;
+        }
+        self.check_write(state, &write.next);
+        state.record = Some(Record { revision: stored_revision + 1, ..write.next });
+        if !self.has(Defect::RevisionNotCompared) {
+            // What was decided on an earlier revision cannot commit any more: the same as not being there.
+            let current = |pending: &Pending| pending.write.read_revision > stored_revision;
+            state.replicas.iter_mut().for_each(|replica| *replica = replica.take().filter(current));
+        }
+        if let Phase::Handover { from, .. } = write.next.phase {
+            state.send(Message::Order { run: from, epoch: write.next.epoch });
+        }
+        if let (Message::Attach { seq, run }, false) = (message, is_intent) {
+            if self.has(Defect::LostAnswerMeansRefused) {
+                state.refused |= 1 << seq;
+                return;
+            }
+            let confirmed_elsewhere =
+                |m: &Message| matches!(m, Message::Init { seq: s, run: r } if s == seq && r != run);
+            if state.network.iter().any(confirmed_elsewhere) {
+                state.broken = Some(G6);
+                return;
+            }
+            state.accepted(*seq, *run, write.next.epoch);
+        }
+    }
+
+    /// G2, and that nobody becomes owner who cannot be one, at the moment of the write.
+    fn check_write(&self, state: &mut State, next: &Record) {
+        let (epoch, seq) = state.record.map_or((0, 0), |record| (record.epoch, record.seq));
+        let new_owner = match next.phase {
+            Phase::Owned(run) => Some(run),
+            Phase::Released | Phase::Handover { .. } | Phase::Terminated => None,
+        };
+        if next.epoch < epoch || (next.epoch == epoch && new_owner.is_some()) || next.epoch > epoch + 1 {
+            state.broken = Some(G2);
+        }
+        if next.seq < seq {
+            state.broken = Some(G3);
+        }
+        if let Some(run) = new_owner
+            && state.gateways[usize::from(run.node)].key != run.incarnation
+        {
+            state.broken = Some(OWNERS_ARE_REGISTERED);
+        }
+    }
+}
