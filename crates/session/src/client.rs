@@ -283,10 +283,12 @@ impl Client {
         Ok(Sealed { path: confirming.path, len })
     }
 
-    /// True when [`Self::seal`] would take a packet.
-    pub fn accepts_packets(&self) -> bool {
-        self.link.as_ref().is_some_and(|link| link.usable)
-            || self.campaign.as_ref().is_some_and(Campaign::can_ride)
+    /// How many packets [`Self::seal`] would take now; 0 while they must wait.
+    pub fn packet_room(&self) -> usize {
+        if self.link.as_ref().is_some_and(|link| link.usable) {
+            return usize::MAX;
+        }
+        self.campaign.as_ref().map_or(0, Campaign::room_to_ride)
     }
 
     /// The next control datagram to send.

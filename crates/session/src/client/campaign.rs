@@ -129,8 +129,8 @@ impl Campaign {
         self.confirming.as_mut().filter(|confirming| confirming.rides_left > 0)
     }
 
-    pub(super) fn can_ride(&self) -> bool {
-        self.confirming.as_ref().is_some_and(|confirming| confirming.rides_left > 0)
+    pub(super) fn room_to_ride(&self) -> usize {
+        self.confirming.as_ref().map_or(0, |confirming| usize::from(confirming.rides_left))
     }
 
     pub(super) fn disk_is_ready(&mut self) {

@@ -1,0 +1,203 @@
+//! `jump up`: the tunnel's thread around the pure client machine, with its helpers: disk, journal, control socket.
+//!
+//! The main thread carries packets and decides; it waits on the TUN device, the UDP sockets, netlink and a waker, and
+//! blocks on nothing else while a session lives. Signals and the control socket are served by a small runtime beside it,
+//! disk and journal by a thread each; they reach it through one mailbox.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use jump_crypto::entropy::OsEntropy;
+use jump_crypto::handshake::Suite;
+use jump_session::client::{Client, ClientConfig, Stored, Tuning};
+use jump_session::reason::Reason;
+use jump_transport::poll::Waker;
+use jump_transport::tun::{Tun, TunOptions};
+use tokio::runtime::Runtime;
+use tokio::signal::unix::{SignalKind, signal};
+use tracing::{info, warn};
+
+use crate::failure::{Exit, Failure};
+use crate::state_dir::{Profile, StateDir};
+
+mod control_socket;
+mod disk;
+mod journal;
+mod mailbox;
+mod paths;
+mod report;
+mod routes;
+mod tunnel;
+
+pub use control_socket::{Request, ask, parse_report};
+pub use report::{DropReport, Report, Traffic};
+pub use routes::MARK;
+
+use disk::Disk;
+use journal::Journal;
+use mailbox::{Command, Mailbox};
+use tunnel::{Ended, Tunnel};
+
+/// How `jump up` runs.
+#[derive(Debug, Clone)]
+pub struct UpOptions {
+    /// Where the device's state is.
+    pub state: StateDir,
+    /// The interface's name.
+    pub interface: String,
+    /// Journal files; `-` is standard output.
+    pub events: Vec<PathBuf>,
+    /// Gateways to use instead of the profile's.
+    pub gateways: Vec<SocketAddr>,
+}
+
+/// The TUN device's MTU before an owner has told one: the IPv6 minimum.
+const FIRST_MTU: u16 = 1280;
+/// Packets that wait in the interface while no gateway can take them.
+const TUN_QUEUE: u32 = 1000;
+/// A new session follows an ended one no sooner than this.
+const NEW_SESSION_AFTER: Duration = Duration::from_secs(1);
+
+/// Keeps the device's session up until told to stop.
+///
+/// # Errors
+/// A line that says what to do.
+pub fn up(options: &UpOptions) -> Result<(), Failure> {
+    let state = &options.state;
+    let profile = state.profile()?;
+    state.create()?;
+    let _lock = state.lock()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .thread_name("jump-side")
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::because(Exit::Failed, "cannot start the runtime", &error))?;
+    let tun = create_tun(&options.interface)?;
+    let waker =
+        Waker::new().map_err(|error| Failure::because(Exit::Failed, "cannot make a waker", &error))?;
+    let (mailbox, commands) = Mailbox::new(waker.clone());
+    let mut journal = Journal::new();
+    for path in &options.events {
+        journal.add_file(path)?;
+    }
+    serve_side(&runtime, state, &mailbox)?;
+    let disk = Disk::start(state.clone(), mailbox)?;
+
+    let mut stored = state.session()?;
+    let mut tunnel = Tunnel::new(tun, waker, commands, disk, journal, runtime, profile.device_name.clone())?;
+    if let Some(session) = stored.session {
+        info!(session = %session, epoch = stored.epoch.0, "going on with the stored session");
+    }
+    let result = loop {
+        let client = client(state, &profile, &options.gateways, stored)?;
+        match tunnel.run(client)? {
+            Ended::Stopped => break Ok(()),
+            Ended::Terminated { reason: Reason::ClientClosed, .. } => break Ok(()),
+            Ended::Terminated { reason, .. } if ends_device(reason) => break Err(device_refused(reason)),
+            Ended::Terminated { reason, stored: left } => {
+                warn!(reason = reason.code(), "the session has ended; a new session begins");
+                tunnel.note_new_session(reason);
+                if !tunnel.rest(NEW_SESSION_AFTER) {
+                    break Ok(());
+                }
+                stored = left;
+            }
+        }
+    };
+    tunnel.finish();
+    let _ = std::fs::remove_file(state.socket());
+    result
+}
+
+fn client(
+    state: &StateDir,
+    profile: &Profile,
+    gateways: &[SocketAddr],
+    stored: Stored,
+) -> Result<Client, Failure> {
+    let gateways = if gateways.is_empty() { profile.gateways.clone() } else { gateways.to_vec() };
+    if gateways.is_empty() && stored.roster.is_empty() {
+        return Err(Failure::new(
+            Exit::NotEnrolled,
+            "the profile names no gateway: enrol the device again once a gateway runs, or give --gateway",
+        ));
+    }
+    let config = ClientConfig {
+        device: state.device_key()?,
+        cluster_keys: profile.cluster()?,
+        verifier: profile.verifier()?,
+        gateways,
+        suite: Suite::preferred(),
+        tuning: Tuning::default(),
+    };
+    let entropy =
+        OsEntropy::new().map_err(|error| Failure::because(Exit::Failed, "no session can be made", &error))?;
+    Ok(Client::new(config, stored, Box::new(entropy)))
+}
+
+fn create_tun(name: &str) -> Result<Tun, Failure> {
+    let options = TunOptions {
+        name: name.to_owned(),
+        addresses: Vec::new(),
+        mtu: FIRST_MTU,
+        offload: true,
+        queue_packets: TUN_QUEUE,
+    };
+    Tun::create(&options).map_err(|error| {
+        let exit = match error {
+            jump_transport::tun::TunError::Permission { .. } | jump_transport::tun::TunError::NoDevice => {
+                Exit::Permission
+            }
+            jump_transport::tun::TunError::Busy { .. } | jump_transport::tun::TunError::Other { .. } => {
+                Exit::Failed
+            }
+        };
+        Failure::new(exit, crate::failure::chain(&error))
+    })
+}
+
+/// Signals and the control socket.
+fn serve_side(runtime: &Runtime, state: &StateDir, mailbox: &Mailbox) -> Result<(), Failure> {
+    let _inside = runtime.enter();
+    let socket = control_socket::listen(&state.socket()).map_err(|error| {
+        Failure::because(Exit::Failed, format_args!("cannot listen on {}", state.socket().display()), &error)
+    })?;
+    runtime.spawn(control_socket::serve(socket, mailbox.clone()));
+    let interrupt = signal(SignalKind::interrupt());
+    let terminate = signal(SignalKind::terminate());
+    let (Ok(mut interrupt), Ok(mut terminate)) = (interrupt, terminate) else {
+        return Err(Failure::other("cannot listen for signals"));
+    };
+    let mailbox = mailbox.clone();
+    runtime.spawn(async move {
+        // The second interrupt does not wait for the owner's word.
+        let mut interrupts = 0;
+        loop {
+            tokio::select! {
+                _ = interrupt.recv() => interrupts += 1,
+                _ = terminate.recv() => interrupts = 2,
+            }
+            mailbox.send(if interrupts == 1 { Command::Down(None) } else { Command::Stop });
+        }
+    });
+    Ok(())
+}
+
+/// True for reasons that a new session would meet again.
+const fn ends_device(reason: Reason) -> bool {
+    matches!(reason, Reason::KeyRevoked | Reason::KeyExpired | Reason::UnknownDevice)
+}
+
+fn device_refused(reason: Reason) -> Failure {
+    let what = match reason {
+        Reason::KeyRevoked => "this device has been revoked",
+        Reason::KeyExpired => "this device's enrolment has expired",
+        _ => "the cluster does not know this device",
+    };
+    Failure::new(
+        Exit::Refused,
+        format!("{what} [{}]: get a new token from the operator and run jump enroll --force", reason.code()),
+    )
+}

@@ -1,0 +1,464 @@
+//! The tunnel's event loop.
+
+use std::collections::VecDeque;
+use std::io;
+use std::net::IpAddr;
+use std::os::fd::AsFd as _;
+use std::sync::mpsc::Receiver;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use jump_crypto::record::OVERHEAD;
+use jump_session::client::{Client, Event, NetworkChange, Now, PathError, PathId, State, Stored};
+use jump_session::frame::Accepted;
+use jump_session::reason::Reason;
+use jump_transport::clock::boottime_nanos;
+use jump_transport::network::{NetworkChanges, network_changes};
+use jump_transport::poll::{self, Waker};
+use jump_transport::tun::{Tun, TunReceiveBuffers, TunSendBatch};
+use jump_transport::udp::ReceiveBuffers;
+use serde_json::json;
+use tokio::runtime::Runtime;
+use tokio::sync::oneshot;
+use tracing::{debug, error, info, warn};
+
+use super::disk::Disk;
+use super::journal::{Journal, line_of};
+use super::mailbox::Command;
+use super::paths::{Outgoing, Paths, Sent, path_error};
+use super::report::{Report, Surroundings, Traffic};
+use super::routes::Configured;
+use crate::failure::{Exit, Failure};
+
+/// Inner packets taken from the TUN device per turn.
+const TUN_BUDGET: usize = 256;
+/// Batched receives per socket and turn.
+const RECEIVES_MAX: usize = 8;
+/// Inner packets kept when the machine stops taking them in the middle of a read.
+const HELD_MAX: usize = 256;
+/// A suspend shorter than this is no suspend.
+const SUSPEND_MIN: Duration = Duration::from_secs(1);
+/// The loop looks around at least this often.
+const TURN_MAX: Duration = Duration::from_secs(60);
+
+/// Why [`Tunnel::run`] returned.
+pub(super) enum Ended {
+    /// The process was told to stop; the session waits in the store.
+    Stopped,
+    /// The session has ended.
+    Terminated { reason: Reason, stored: Stored },
+}
+
+/// Everything that outlives one session: the device, the sockets, the buffers.
+pub(super) struct Tunnel {
+    tun: Tun,
+    waker: Waker,
+    commands: Receiver<Command>,
+    disk: Disk,
+    journal: Journal,
+    runtime: Runtime,
+    device_name: String,
+    network: NetworkChanges,
+    paths: Paths,
+    outgoing: Outgoing,
+    incoming: ReceiveBuffers,
+    tun_incoming: TunReceiveBuffers,
+    tun_outgoing: TunSendBatch,
+    /// Inner packets, framed for sealing, that wait for a gateway.
+    held: VecDeque<Vec<u8>>,
+    configured: Configured,
+    dns: Vec<IpAddr>,
+    traffic: Traffic,
+    attached_at: Option<Duration>,
+    source: Option<IpAddr>,
+    suspended: Duration,
+    origin: Duration,
+    down: Vec<oneshot::Sender<()>>,
+    stopping: bool,
+}
+
+impl Tunnel {
+    pub(super) fn new(
+        tun: Tun,
+        waker: Waker,
+        commands: Receiver<Command>,
+        disk: Disk,
+        journal: Journal,
+        runtime: Runtime,
+        device_name: String,
+    ) -> Result<Self, Failure> {
+        let network = network_changes()
+            .map_err(|error| Failure::because(Exit::Failed, "cannot watch the network", &error))?;
+        Ok(Self {
+            tun,
+            waker,
+            commands,
+            disk,
+            journal,
+            runtime,
+            device_name,
+            network,
+            paths: Paths::default(),
+            outgoing: Outgoing::new(),
+            incoming: ReceiveBuffers::new(),
+            tun_incoming: TunReceiveBuffers::new(),
+            tun_outgoing: TunSendBatch::new(),
+            held: VecDeque::new(),
+            configured: Configured::default(),
+            dns: Vec::new(),
+            traffic: Traffic::default(),
+            attached_at: None,
+            source: None,
+            suspended: suspended(),
+            origin: boottime(),
+            down: Vec::new(),
+            stopping: false,
+        })
+    }
+
+    /// Carries one session to its end, or until told to stop.
+    pub(super) fn run(&mut self, mut client: Client) -> Result<Ended, Failure> {
+        self.paths.clear();
+        self.attached_at = None;
+        client.start(now());
+        loop {
+            if let Some(reason) = self.settle(&mut client)? {
+                return Ok(Ended::Terminated { reason, stored: client.stored() });
+            }
+            if self.stopping {
+                let stored = client.stored();
+                self.journal.note(
+                    self.at(),
+                    "stopped",
+                    json!({ "session_id": stored.session.map(|s| s.to_string()) }),
+                );
+                return Ok(Ended::Stopped);
+            }
+            self.turn(&mut client)?;
+        }
+    }
+
+    /// Waits for something to do and does it.
+    fn turn(&mut self, client: &mut Client) -> Result<(), Failure> {
+        let takes = client.packet_room() > 0;
+        let ids: Vec<PathId> = self.paths.iter().map(|(id, _)| id).collect();
+        let mut ready = vec![false; ids.len() + 2];
+        {
+            let mut descriptors = Vec::with_capacity(ready.len());
+            descriptors.push(self.network.as_fd());
+            descriptors.extend(self.paths.iter().map(|(_, path)| path.socket.as_fd()));
+            if takes {
+                descriptors.push(self.tun.as_fd());
+            }
+            let timeout = client.poll_timeout().unwrap_or(Duration::MAX).saturating_sub(boottime());
+            poll::wait(&descriptors, &self.waker, Some(timeout.min(TURN_MAX)), &mut ready)
+                .map_err(|error| Failure::because(Exit::Failed, "cannot wait for packets", &error))?;
+        }
+        self.take_commands(client);
+        if ready[0] {
+            self.look_at_network(client);
+        }
+        self.look_for_suspend(client);
+        for (id, _) in ids.iter().zip(&ready[1..]).filter(|(_, ready)| **ready) {
+            self.receive(client, *id);
+        }
+        let written = self.tun_outgoing.flush(&self.tun);
+        if written.dropped > 0 {
+            debug!(packets = written.dropped, "the interface refused inner packets");
+        }
+        if takes {
+            self.send(client, ready[ids.len() + 1])?;
+        }
+        if client.poll_timeout().is_some_and(|due| due <= boottime()) {
+            client.handle_timeout(now());
+        }
+        Ok(())
+    }
+
+    fn receive(&mut self, client: &mut Client, id: PathId) {
+        for _ in 0..RECEIVES_MAX {
+            let Some(path) = self.paths.get(id) else { return };
+            let (tun, out, traffic) = (&self.tun, &mut self.tun_outgoing, &mut self.traffic);
+            let now = now();
+            let received = path.socket.receive(&mut self.incoming, &mut |datagram| {
+                if let Some(packet) = client.handle_datagram(now, id, datagram.bytes) {
+                    traffic.received_packets += 1;
+                    traffic.received_bytes += packet.len() as u64;
+                    out.push(tun, packet);
+                }
+            });
+            match received {
+                Ok(0) => return,
+                Ok(_) => {}
+                Err(error) => {
+                    match path_error(&error) {
+                        Some(kind) => client.handle_path_error(now, id, kind),
+                        None => debug!("receiving: {error}"),
+                    }
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Seals what waits and sends it.
+    fn send(&mut self, client: &mut Client, tun_ready: bool) -> Result<(), Failure> {
+        let now = now();
+        let mut sent = Sent::default();
+        let mut add = |more: Sent| {
+            sent.dropped += more.dropped;
+            sent.refused = sent.refused.or(more.refused);
+        };
+        while client.packet_room() > 0
+            && let Some(mut frame) = self.held.pop_front()
+        {
+            let len = frame.len() - OVERHEAD;
+            if let Ok(sealed) = client.seal(now, &mut frame, len) {
+                add(self.outgoing.push(&self.paths, sealed.path, &frame[..sealed.len]));
+                self.traffic.sent_packets += 1;
+                self.traffic.sent_bytes += len as u64;
+            }
+        }
+        let budget = client.packet_room().min(TUN_BUDGET);
+        if tun_ready && budget > 0 {
+            let (outgoing, paths, traffic, held) =
+                (&mut self.outgoing, &self.paths, &mut self.traffic, &mut self.held);
+            let read = self.tun.receive(&mut self.tun_incoming, budget, &mut |frame| {
+                let len = frame.len() - OVERHEAD;
+                if client.packet_room() == 0 {
+                    if held.len() < HELD_MAX {
+                        held.push_back(frame.to_vec());
+                    }
+                    return;
+                }
+                if let Ok(sealed) = client.seal(now, frame, len) {
+                    add(outgoing.push(paths, sealed.path, &frame[..sealed.len]));
+                    traffic.sent_packets += 1;
+                    traffic.sent_bytes += len as u64;
+                }
+            });
+            if let Err(error) = read
+                && error.kind() != io::ErrorKind::WouldBlock
+            {
+                return Err(Failure::because(Exit::Failed, "the interface is gone", &error));
+            }
+        }
+        add(self.outgoing.flush(&self.paths));
+        self.traffic.send_dropped += sent.dropped;
+        if let Some(path) = sent.refused {
+            client.handle_path_error(now, path, PathError::Refused);
+        }
+        Ok(())
+    }
+
+    /// Does what the machine asks for; returns the reason when its session has ended.
+    fn settle(&mut self, client: &mut Client) -> Result<Option<Reason>, Failure> {
+        let mut ended = None;
+        loop {
+            while let Some(event) = client.poll_event() {
+                if let Some((name, fields)) = line_of(&event, &client.status()) {
+                    self.journal.note(self.at(), name, fields);
+                }
+                self.handle_event(client, event, &mut ended);
+            }
+            let Some(transmit) = client.poll_transmit() else { break };
+            let Some(path) = self.paths.get(transmit.path) else { continue };
+            if let Err(error) = path.socket.send(path.gateway, &transmit.datagram)
+                && let Some(kind) = path_error(&error)
+            {
+                client.handle_path_error(now(), transmit.path, kind);
+            }
+        }
+        Ok(ended)
+    }
+
+    fn handle_event(&mut self, client: &mut Client, event: Event, ended: &mut Option<Reason>) {
+        match event {
+            Event::OpenPath { path, gateway } => {
+                if let Err(error) = self.paths.open(path, gateway) {
+                    debug!(%gateway, "no path: {error}");
+                    client.handle_path_error(
+                        now(),
+                        path,
+                        path_error(&error).unwrap_or(PathError::Unreachable),
+                    );
+                }
+            }
+            Event::ClosePath { path } => self.paths.close(path),
+            Event::Persist { ticket, stored } => self.disk.write(ticket, stored),
+            Event::StateChanged { from, to, reason } => {
+                let status = client.status();
+                let session = status.session.map(|session| session.to_string()).unwrap_or_default();
+                info!(session, epoch = status.epoch.0, reason = reason.code(), "{from} -> {to}");
+                if to == State::Reattaching {
+                    self.source = None;
+                }
+            }
+            Event::Attached(attached) => {
+                let total = attached.timings.detect + attached.timings.handshake + attached.timings.commit;
+                info!(
+                    session = %attached.accepted.session,
+                    epoch = attached.accepted.epoch.0,
+                    node = %attached.node,
+                    reason = attached.reason.code(),
+                    "attached to {} in {} ms",
+                    attached.gateway,
+                    total.as_millis()
+                );
+                self.attached_at = Some(boottime());
+                self.source = Paths::source_towards(attached.gateway);
+                self.configure(client, &attached.accepted);
+            }
+            Event::Rejected { gateway, reason, .. } => {
+                info!(%gateway, reason = reason.code(), "the attach was rejected");
+            }
+            Event::Untrusted { gateway, error } => {
+                warn!(%gateway, "the gateway says that it owns the session and cannot prove it: {error}");
+            }
+            Event::Terminated { reason } => {
+                info!(reason = reason.code(), "the session has ended");
+                for down in self.down.drain(..) {
+                    let _ = down.send(());
+                }
+                *ended = Some(reason);
+            }
+            Event::NoEntropy(error) => error!("no keys can be made any more: {error}"),
+            Event::Attempted { gateway, attach_seq, .. } => {
+                debug!(%gateway, attach_seq = attach_seq.0, "attempt")
+            }
+            Event::FirstByte { .. } | Event::Rekeyed { .. } => {}
+        }
+    }
+
+    /// Brings the interface to what the owner gave; after the first time, mostly nothing.
+    fn configure(&mut self, client: &Client, accepted: &Accepted) {
+        self.dns.clone_from(&accepted.dns);
+        let mut gateways = client.status().roster;
+        gateways.extend(self.paths.iter().map(|(_, path)| path.gateway));
+        let applied = self.runtime.block_on(self.configured.apply(&self.tun, accepted, &gateways));
+        if let Err(error) = applied {
+            error!(interface = self.tun.name(), "addresses or routes could not be set: {error}");
+        }
+    }
+
+    fn take_commands(&mut self, client: &mut Client) {
+        while let Ok(command) = self.commands.try_recv() {
+            match command {
+                Command::Status(answer) => {
+                    // The asker may have gone.
+                    let _ = answer.send(self.report(client));
+                }
+                Command::Watch(watcher) => self.journal.add_watcher(watcher),
+                Command::Down(answer) => {
+                    self.down.extend(answer);
+                    client.close(now(), Reason::ClientClosed);
+                }
+                Command::Stop => self.stopping = true,
+                Command::Persisted(ticket, stored) => client.persisted(now(), ticket, &stored),
+            }
+        }
+    }
+
+    /// Our own changes are reported too, and most others do not matter: what counts is our address towards the gateway.
+    fn look_at_network(&mut self, client: &mut Client) {
+        match self.network.drain() {
+            Ok(change) if change.any() => {}
+            Ok(_) => return,
+            Err(error) => return debug!("netlink: {error}"),
+        }
+        let gateway = match client.status().owner {
+            Some((_, gateway)) => Some(gateway),
+            None => self.paths.iter().map(|(_, path)| path.gateway).next(),
+        };
+        let Some(source) = gateway.and_then(Paths::source_towards) else { return };
+        if self.source.replace(source).is_some_and(|before| before != source) {
+            info!(%source, "the network has changed");
+            self.journal.note(self.at(), "network", json!({ "source": source }));
+            client.handle_network_change(now(), NetworkChange::Changed);
+        }
+    }
+
+    fn look_for_suspend(&mut self, client: &mut Client) {
+        let suspended = suspended();
+        if suspended.saturating_sub(self.suspended) >= SUSPEND_MIN {
+            info!("the device was suspended");
+            client.handle_network_change(now(), NetworkChange::Resumed);
+        }
+        self.suspended = suspended;
+    }
+
+    fn report(&self, client: &Client) -> Report {
+        let around = Surroundings {
+            now: boottime(),
+            device_name: &self.device_name,
+            interface: self.tun.name(),
+            routes: self.configured.routes(),
+            dns_servers: self.dns.clone(),
+            mtu: self.configured.mtu,
+            attached_at: self.attached_at,
+            traffic: self.traffic,
+        };
+        Report::new(client.status(), around)
+    }
+
+    pub(super) fn note_new_session(&mut self, reason: Reason) {
+        self.journal.note(self.at(), "new_session", json!({ "reason": reason.code() }));
+    }
+
+    /// Waits between two sessions; false when told to stop meanwhile.
+    pub(super) fn rest(&mut self, time: Duration) -> bool {
+        let end = boottime() + time;
+        while !self.stopping && boottime() < end {
+            let left = end.saturating_sub(boottime());
+            if poll::wait(&[], &self.waker, Some(left), &mut []).is_err() {
+                return false;
+            }
+            while let Ok(command) = self.commands.try_recv() {
+                match command {
+                    Command::Down(answer) => {
+                        self.stopping = true;
+                        if let Some(answer) = answer {
+                            let _ = answer.send(());
+                        }
+                    }
+                    Command::Stop => self.stopping = true,
+                    Command::Watch(watcher) => self.journal.add_watcher(watcher),
+                    Command::Status(_) | Command::Persisted(..) => {}
+                }
+            }
+        }
+        !self.stopping
+    }
+
+    /// Takes back what does not vanish with the interface, and waits for disk and journal.
+    pub(super) fn finish(mut self) {
+        if let Err(error) = self.runtime.block_on(self.configured.remove()) {
+            warn!("routing rules could not be removed: {error}");
+        }
+        drop(self.disk);
+        drop(self.journal);
+        self.runtime.shutdown_timeout(Duration::from_millis(200));
+    }
+
+    fn at(&self) -> Duration {
+        boottime().saturating_sub(self.origin)
+    }
+}
+
+#[expect(clippy::disallowed_methods, reason = "the edge reads the clocks for the pure machine")]
+fn now() -> Now {
+    let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    Now { at: boottime(), unix_seconds: unix.as_secs() }
+}
+
+fn boottime() -> Duration {
+    Duration::from_nanos(boottime_nanos())
+}
+
+/// Time that the device has spent suspended: what the one clock counts and the other does not.
+#[expect(clippy::disallowed_methods, reason = "the edge reads the clocks for the pure machine")]
+fn suspended() -> Duration {
+    thread_local! {
+        static START: (Instant, Duration) = (Instant::now(), boottime());
+    }
+    START.with(|(instant, boot)| (boottime().saturating_sub(*boot)).saturating_sub(instant.elapsed()))
+}
