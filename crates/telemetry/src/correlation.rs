@@ -6,13 +6,13 @@ use std::str::FromStr;
 /// The gRPC metadata key that carries a correlation id.
 pub const CORRELATION_KEY: &str = "jump-correlation";
 
-/// A correlation id: 16 bytes, written as 32 hexadecimal digits.
+/// A correlation id: 16 bytes, written as a UUID.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Correlation([u8; 16]);
 
 /// Says that a text is not a correlation id.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("not a correlation id: expected 32 hexadecimal digits")]
+#[error("not a correlation id: expected a UUID")]
 pub struct InvalidCorrelation;
 
 impl Correlation {
@@ -35,7 +35,7 @@ impl From<[u8; 16]> for Correlation {
 
 impl fmt::Display for Correlation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:032x}", u128::from_be_bytes(self.0))
+        uuid::Uuid::from_bytes(self.0).fmt(f)
     }
 }
 
@@ -49,11 +49,7 @@ impl FromStr for Correlation {
     type Err = InvalidCorrelation;
 
     fn from_str(text: &str) -> Result<Self, InvalidCorrelation> {
-        if text.len() != 32 || !text.bytes().all(|b| b.is_ascii_hexdigit()) {
-            return Err(InvalidCorrelation);
-        }
-        let number = u128::from_str_radix(text, 16).map_err(|_| InvalidCorrelation)?;
-        Ok(Self(number.to_be_bytes()))
+        uuid::Uuid::try_parse(text).map(|uuid| Self(uuid.into_bytes())).map_err(|_| InvalidCorrelation)
     }
 }
 
@@ -64,7 +60,7 @@ mod tests {
     #[test]
     fn a_correlation_id_survives_its_text_form_and_nothing_else_parses() {
         let id = Correlation::from_bytes([0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 0xff]);
-        assert_eq!(id.to_string().len(), 32);
+        assert_eq!(id.to_string(), "00010203-0405-0607-0809-0a0b0c0d0eff");
         assert_eq!(id.to_string().parse(), Ok(id));
         for bad in ["", "+0000000000000000000000000000001", &"g".repeat(32), &"0".repeat(33)] {
             assert!(bad.parse::<Correlation>().is_err(), "{bad:?}");

@@ -221,7 +221,7 @@ pub fn extract(span: &Span, metadata: &MetadataMap) {
 /// Writes a correlation id into gRPC metadata.
 pub fn set_correlation(metadata: &mut MetadataMap, correlation: Correlation) {
     let value = MetadataValue::<Ascii>::try_from(correlation.to_string());
-    metadata.insert(CORRELATION_KEY, value.expect("hexadecimal digits are a metadata value"));
+    metadata.insert(CORRELATION_KEY, value.expect("a UUID is a metadata value"));
 }
 
 /// Reads the correlation id of gRPC metadata; `None` if there is none or it is not one.

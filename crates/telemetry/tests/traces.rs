@@ -147,6 +147,9 @@ async fn one_trace_goes_from_the_client_over_the_gateway_to_control_and_a_dead_c
     assert_eq!(rpc.parent_span_id, attach.span_id);
     assert_eq!(store.parent_span_id, rpc.span_id);
     let text = format!("{:?}", rpc.attributes);
-    assert!(text.contains(&"07".repeat(16)) && text.contains("LogsService/Export"), "{text}");
+    assert!(
+        text.contains(&Correlation::from_bytes([7; 16]).to_string()) && text.contains("LogsService/Export"),
+        "{text}"
+    );
     assert!(stats().exported >= 4);
 }

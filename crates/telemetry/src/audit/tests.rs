@@ -6,6 +6,7 @@ use jump_session::reason::Reason;
 use serde_json::{Map, Value};
 
 use super::*;
+use crate::correlation::Correlation;
 
 fn identity() -> Identity {
     Identity { component: "gateway".into(), node: "gw1".into(), version: "0.1.0".into() }
@@ -216,7 +217,7 @@ fn an_event_carries_the_session_the_reason_and_its_numbers() {
     );
     let event = captured.take().remove(1);
     assert_eq!(event["metadata"]["sequence"], 2);
-    assert_eq!(event["metadata"]["correlation_uid"], "07".repeat(16));
+    assert_eq!(event["metadata"]["correlation_uid"], Correlation::from_bytes([7; 16]).to_string());
     assert_eq!(event["status_code"], "NODE_LOST");
     assert_eq!(event["session"]["uid"], SESSION.to_string());
     let ours = &event["unmapped"];
