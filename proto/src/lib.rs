@@ -3,7 +3,7 @@
 pub mod token;
 
 /// Generated code of `jump.control.v1`, `jump.client.v1` and `jump.store.v1`; documented in the `.proto` files.
-#[expect(missing_docs, reason = "generated code; documented in the .proto files")]
+#[expect(missing_docs, clippy::allow_attributes, reason = "generated code; documented in the .proto files")]
 mod generated {
     pub mod control {
         tonic::include_proto!("jump.control.v1");
