@@ -191,10 +191,12 @@ const fn ends_device(reason: Reason) -> bool {
 }
 
 fn device_refused(reason: Reason) -> Failure {
-    let what = match reason {
-        Reason::KeyRevoked => "this device has been revoked",
-        Reason::KeyExpired => "this device's enrolment has expired",
-        _ => "the cluster does not know this device",
+    let what = if reason == Reason::KeyRevoked {
+        "this device has been revoked"
+    } else if reason == Reason::KeyExpired {
+        "this device's enrolment has expired"
+    } else {
+        "the cluster does not know this device"
     };
     Failure::new(
         Exit::Refused,

@@ -105,12 +105,12 @@ pub(super) struct Sent {
 
 /// What a socket's error means for its path; `None` when it means nothing.
 pub(super) fn path_error(error: &io::Error) -> Option<PathError> {
-    match error.kind() {
-        io::ErrorKind::ConnectionRefused => Some(PathError::Refused),
-        io::ErrorKind::HostUnreachable
-        | io::ErrorKind::NetworkUnreachable
-        | io::ErrorKind::NetworkDown
-        | io::ErrorKind::AddrNotAvailable => Some(PathError::Unreachable),
-        _ => None,
+    use io::ErrorKind as Kind;
+    let unreachable =
+        [Kind::HostUnreachable, Kind::NetworkUnreachable, Kind::NetworkDown, Kind::AddrNotAvailable];
+    if error.kind() == Kind::ConnectionRefused {
+        Some(PathError::Refused)
+    } else {
+        unreachable.contains(&error.kind()).then_some(PathError::Unreachable)
     }
 }

@@ -195,8 +195,10 @@ async fn with_netlink(request: impl AsyncFnOnce(Handle) -> Result<(), rtnetlink:
     let driver = tokio::spawn(connection);
     let result = request(handle).await;
     driver.abort();
-    result.map_err(|error| match error {
-        rtnetlink::Error::NetlinkError(message) => message.to_io(),
-        other => io::Error::other(other),
+    result.map_err(|error| {
+        if let rtnetlink::Error::NetlinkError(message) = error {
+            return message.to_io();
+        }
+        io::Error::other(error)
     })
 }

@@ -444,7 +444,6 @@ impl Tunnel {
     }
 }
 
-#[expect(clippy::disallowed_methods, reason = "the edge reads the clocks for the pure machine")]
 fn now() -> Now {
     let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     Now { at: boottime(), unix_seconds: unix.as_secs() }
@@ -455,7 +454,6 @@ fn boottime() -> Duration {
 }
 
 /// Time that the device has spent suspended: what the one clock counts and the other does not.
-#[expect(clippy::disallowed_methods, reason = "the edge reads the clocks for the pure machine")]
 fn suspended() -> Duration {
     thread_local! {
         static START: (Instant, Duration) = (Instant::now(), boottime());

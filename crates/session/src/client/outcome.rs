@@ -217,7 +217,8 @@ impl Client {
         self.birth_attempt = None;
         self.inner.clone_from(&attached.accepted.inner);
         self.roster.clone_from(&attached.accepted.roster);
-        self.recovery = attached.accepted.recovery_window + attached.accepted.lease;
+        let window = Some(attached.accepted.recovery_window).filter(|window| !window.is_zero());
+        self.recovery = window.unwrap_or(self.config.tuning.recovery_window) + attached.accepted.lease;
         self.contact = now.at;
         self.attaches += 1;
         self.step(now.at, Trigger::Accepted, reason);
