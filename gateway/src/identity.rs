@@ -84,6 +84,10 @@ fn speaks_for(names: &[String], node: &NodeId) -> Result<(), String> {
     const ROLE: &str = "spiffe://jumping-vpn/gateway/";
     match names.iter().find_map(|name| name.strip_prefix(ROLE)) {
         Some(named) if named == node.as_str() => Ok(()),
+        // Pods that share a certificate: a name may end in `*`.
+        Some(named) if named.strip_suffix('*').is_some_and(|prefix| node.as_str().starts_with(prefix)) => {
+            Ok(())
+        }
         Some(other) => Err(format!("names gateway {other:?}, but this node is {node:?}")),
         None => Err("is not one of the gateway role".to_owned()),
     }

@@ -145,15 +145,16 @@ pub async fn register(
 fn hopeless(config: &Config, control: &Control, status: &Status) -> Option<RegisterError> {
     let problem = explain(status);
     let node = config.node.to_string();
-    match status.code() {
-        Code::Unauthenticated | Code::PermissionDenied => Some(RegisterError::Refused { node, problem }),
-        Code::InvalidArgument | Code::Unimplemented => Some(RegisterError::Invalid(problem)),
-        _ if problem.contains("received fatal alert") => Some(RegisterError::Refused { node, problem }),
-        _ if problem.contains("invalid peer certificate") => {
-            Some(RegisterError::Untrusted { endpoints: control.endpoints(), problem })
-        }
-        _ => None,
+    let code = status.code();
+    if matches!(code, Code::Unauthenticated | Code::PermissionDenied)
+        || problem.contains("received fatal alert")
+    {
+        return Some(RegisterError::Refused { node, problem });
     }
+    if problem.contains("invalid peer certificate") {
+        return Some(RegisterError::Untrusted { endpoints: control.endpoints(), problem });
+    }
+    matches!(code, Code::InvalidArgument | Code::Unimplemented).then_some(RegisterError::Invalid(problem))
 }
 
 fn read(response: RegisterResponse, sent: Nanos) -> Result<Registration, RegisterError> {

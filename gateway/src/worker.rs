@@ -103,16 +103,13 @@ impl WorkerError {
 }
 
 fn listen_advice(error: &io::Error) -> String {
-    match error.kind() {
-        io::ErrorKind::AddrInUse => {
-            "the port is in use: stop the other process or choose another port".to_owned()
-        }
-        io::ErrorKind::AddrNotAvailable => "this machine does not have that address".to_owned(),
-        io::ErrorKind::PermissionDenied => {
-            "no permission: choose a port above 1023 or run as root".to_owned()
-        }
-        _ => error.to_string(),
-    }
+    let advice = [
+        (io::ErrorKind::AddrInUse, "the port is in use: stop the other process or choose another port"),
+        (io::ErrorKind::AddrNotAvailable, "this machine does not have that address"),
+        (io::ErrorKind::PermissionDenied, "no permission: choose a port above 1023 or run as root"),
+    ];
+    let known = advice.iter().find(|(kind, _)| *kind == error.kind());
+    known.map_or_else(|| error.to_string(), |(_, advice)| (*advice).to_owned())
 }
 
 /// What a worker gets from whoever starts it.

@@ -112,10 +112,9 @@ fn an_unproven_address_is_sent_at_most_three_times_what_came_from_it() {
 fn an_unanswered_challenge_leaves_the_old_path_in_use_and_stops() {
     let mut rig = Rig::new();
     rig.record(SECOND, address(2000), true);
-    let mut now = SECOND;
     let mut challenges = 1;
     while rig.session.candidate.is_some() {
-        now = rig.session.poll_timeout(&rig.timing).unwrap();
+        let now = rig.session.poll_timeout(&rig.timing).unwrap();
         challenges += usize::from(challenge_token(&rig.timeout(now)).is_some());
         assert!(now < 20 * SECOND, "the candidate never ends");
     }

@@ -1,0 +1,273 @@
+use jump_session::reason::Reason;
+
+use super::*;
+
+#[test]
+fn an_attach_becomes_a_session_only_once_control_has_accepted_the_confirmed_handshake() {
+    let mut cluster = Cluster::new();
+    let mut node = Node::new(&mut cluster, 1);
+    let mut client = Client::new(&mut cluster, 1);
+    let (keys, _) = client.handshake(&mut node, None, None);
+    client.keys = Some(keys);
+    assert!(node.confirmed().is_empty(), "control was asked before the client had confirmed");
+    client.send(&mut node, &Frame::Confirm);
+    let confirmed = node.confirmed().remove(0);
+    assert_eq!(confirmed.device, client.device_key());
+    assert_eq!(node.plane.sessions(), 0);
+    node.accept(&confirmed, session(1), 1, &[inner(1)]);
+    assert_eq!(node.plane.sessions(), 1);
+    assert_eq!(client.frames(&mut node).len(), 1);
+}
+
+#[test]
+fn every_repeated_confirmation_gets_the_same_result_and_asks_control_once() {
+    let mut cluster = Cluster::new();
+    let mut node = Node::new(&mut cluster, 1);
+    let mut client = Client::new(&mut cluster, 1);
+    let confirmed = client.confirm(&mut node, None);
+    client.send(&mut node, &Frame::Confirm);
+    assert!(node.confirmed().is_empty());
+    node.accept(&confirmed, session(1), 1, &[inner(1)]);
+    let first = client.frames(&mut node);
+    for _ in 0..3 {
+        client.send(&mut node, &Frame::Confirm);
+        assert_eq!(client.frames(&mut node), first);
+    }
+    assert!(node.confirmed().is_empty());
+}
+
+#[test]
+fn a_rejection_is_repeated_and_leaves_no_session() {
+    let mut cluster = Cluster::new();
+    let mut node = Node::new(&mut cluster, 1);
+    let mut client = Client::new(&mut cluster, 1);
+    let confirmed = client.confirm(&mut node, Some(session(1)));
+    let rejected = AttachResult::Rejected {
+        reason: Reason::StaleAttempt,
+        current_epoch: Epoch(9),
+        current_attach_seq: AttachSeq(77),
+        retry_after: Duration::ZERO,
+    };
+    let verdict = Box::new(Verdict::Rejected(rejected.clone()));
+    node.command(Command::Decide { index: confirmed.index, verdict });
+    for _ in 0..2 {
+        assert_eq!(client.frames(&mut node), [Frame::AttachResult(Box::new(rejected.clone()))]);
+        client.send(&mut node, &Frame::Confirm);
+    }
+    assert_eq!(node.plane.sessions(), 0);
+    node.advance(2 * CLAIM_WAIT);
+    assert_eq!(node.plane.entries(), 0);
+}
+
+#[test]
+fn a_replayed_or_withheld_attach_init_changes_nothing_and_is_counted() {
+    let mut cluster = Cluster::new();
+    let mut node = Node::new(&mut cluster, 1);
+    let mut client = Client::new(&mut cluster, 1);
+    let (mut initiation, init) = client.init(Some(session(1)), None);
+    node.client_sends(client.address, &init);
+    node.answer_inits();
+    let (_, reply) = node.wire.clients.pop().unwrap();
+    let (keys, _) = initiation.finish(&reply, &client.verifier, 0).unwrap();
+    client.keys = Some(keys);
+    client.send(&mut node, &Frame::Confirm);
+    let confirmed = node.confirmed().remove(0);
+    node.accept(&confirmed, session(1), 1, &[inner(1)]);
+    client.frames(&mut node);
+    let (withheld, thief) = (client.init(Some(session(1)), None).1, SocketAddr::from(([203, 0, 113, 9], 9)));
+    for first_message in [init, withheld] {
+        for wait in [0, 60 * SECOND] {
+            node.advance(wait);
+            let unconfirmed = node.dropped(DropReason::Unconfirmed);
+            node.client_sends(thief, &first_message);
+            node.answer_inits();
+            // The answer is of no use to whoever cannot finish the handshake; a guess at its index opens nothing.
+            node.wire.clients.clear();
+            assert!(node.confirmed().is_empty());
+            node.advance(HANDSHAKE_WAIT);
+            assert_eq!(node.dropped(DropReason::Unconfirmed), unconfirmed + 1, "it was not counted");
+            client.send(&mut node, &Frame::Ping { id: 1 });
+            assert_eq!(client.frames(&mut node), [Frame::Pong { id: 1 }], "the session was disturbed");
+        }
+    }
+    assert_eq!((node.plane.sessions(), node.plane.entries()), (1, 1));
+}
+
+#[test]
+fn a_confirmation_under_other_keys_confirms_nothing() {
+    let mut cluster = Cluster::new();
+    let mut node = Node::new(&mut cluster, 1);
+    let mut client = Client::new(&mut cluster, 1);
+    let mut other = Client::new(&mut cluster, 2);
+    let (keys, _) = client.handshake(&mut node, None, None);
+    let (other_keys, _) = other.handshake(&mut node, None, None);
+    let target = keys.peer_index;
+    other.keys = Some(other_keys);
+    let mut forged = other.seal(Content::Control, &encode(&Frame::Confirm));
+    forged[4..8].copy_from_slice(&target.0.to_be_bytes());
+    node.client_sends(client.address, &forged);
+    assert_eq!(node.dropped(DropReason::Authentication), 1);
+    assert!(node.confirmed().is_empty());
+}
+
+#[test]
+fn a_newer_attach_on_the_same_node_ends_the_older_keys() {
+    let mut cluster = Cluster::new();
+    let mut node = Node::new(&mut cluster, 1);
+    let mut client = Client::new(&mut cluster, 1);
+    client.attach(&mut node, session(1), 1, &[inner(1)]);
+    let old = client.seal(Content::Packet, &packet(inner(1), server(), b"old"));
+    client.attach(&mut node, session(1), 2, &[inner(1)]);
+    assert_eq!(node.plane.sessions(), 1);
+    node.client_sends(client.address, &old);
+    assert!(node.wire.inner.is_empty(), "the old keys still forward");
+    client.send_packet(&mut node, &packet(inner(1), server(), b"new"));
+    assert_eq!(node.wire.inner.len(), 1);
+}
+
+#[test]
+fn an_order_to_stop_that_overtakes_the_acceptance_wins() {
+    let mut cluster = Cluster::new();
+    let mut node = Node::new(&mut cluster, 1);
+    let mut client = Client::new(&mut cluster, 1);
+    let confirmed = client.confirm(&mut node, Some(session(1)));
+    assert!(node.stop(session(1), 5, StopCause::Moved));
+    node.accept(&confirmed, session(1), 5, &[inner(1)]);
+    assert_eq!(node.plane.sessions(), 0, "a fenced epoch came to life");
+    let frames = client.frames(&mut node);
+    assert!(matches!(&frames[..], [Frame::AttachResult(r)] if matches!(**r, AttachResult::Rejected { .. })));
+    let confirmed = client.confirm(&mut node, Some(session(1)));
+    node.accept(&confirmed, session(1), 6, &[inner(1)]);
+    assert_eq!(node.plane.sessions(), 1, "a later epoch was refused");
+}
+
+#[test]
+fn a_rekey_keeps_epoch_and_path_and_retires_the_old_keys() {
+    let mut cluster = Cluster::new();
+    let mut node = Node::new(&mut cluster, 1);
+    let mut client = Client::new(&mut cluster, 1);
+    client.attach(&mut node, session(1), 4, &[inner(1)]);
+    let under_way = client.seal(Content::Packet, &packet(inner(1), server(), b"under way"));
+    let (keys, _) = client.handshake(&mut node, Some(session(1)), Some(4));
+    client.keys = Some(keys);
+    client.send(&mut node, &Frame::Confirm);
+    assert!(node.confirmed().is_empty(), "a rekey asked control");
+    let frames = client.frames(&mut node);
+    assert!(
+        matches!(&frames[..], [Frame::AttachResult(r)] if matches!(&**r, AttachResult::Accepted(a) if a.epoch == Epoch(4))),
+        "{frames:?}"
+    );
+    node.client_sends(client.address, &under_way);
+    client.send_packet(&mut node, &packet(inner(1), server(), b"new"));
+    assert_eq!(node.wire.inner.len(), 2);
+    node.inner_sends(&packet(server(), inner(1), b"down"));
+    assert_eq!(client.packets(&mut node).len(), 1);
+    node.advance(3 * SECOND);
+    assert_eq!((node.plane.sessions(), node.plane.entries()), (1, 1), "the old keys stay");
+}
+
+#[test]
+fn a_rekey_of_another_epoch_or_device_is_rejected() {
+    let mut cluster = Cluster::new();
+    let mut node = Node::new(&mut cluster, 1);
+    let mut client = Client::new(&mut cluster, 1);
+    let mut other = Client::new(&mut cluster, 2);
+    client.attach(&mut node, session(1), 4, &[inner(1)]);
+    for (who, epoch) in [(&mut client, 3), (&mut other, 4)] {
+        let (keys, _) = who.handshake(&mut node, Some(session(1)), Some(epoch));
+        let before = who.keys.replace(keys);
+        who.send(&mut node, &Frame::Confirm);
+        let frames = who.frames(&mut node);
+        assert!(
+            matches!(&frames[..], [Frame::AttachResult(r)]
+                if matches!(**r, AttachResult::Rejected { reason: Reason::StaleEpoch, .. })),
+            "{frames:?}"
+        );
+        who.keys = before;
+    }
+    client.send_packet(&mut node, &packet(inner(1), server(), b"still here"));
+    assert_eq!(node.wire.inner.len(), 1);
+}
+
+#[test]
+fn under_load_a_first_message_without_a_cookie_gets_a_cookie_and_nothing_else() {
+    let mut cluster = Cluster::new();
+    let limits = Limits { cookie_above_per_second: 3, ..Limits::default() };
+    let mut node = Node::with_limits(&mut cluster, 1, limits);
+    let mut client = Client::new(&mut cluster, 1);
+    for _ in 0..3 {
+        let (_, init) = client.init(None, None);
+        node.client_sends(client.address, &init);
+    }
+    node.answer_inits();
+    node.wire.clients.clear();
+    let (initiation, init) = client.init(None, None);
+    node.client_sends(client.address, &init);
+    let (_, reply) = node.wire.clients.pop().expect("a cookie reply");
+    assert!(reply.len() <= init.len());
+    assert!(node.jobs.try_recv().is_err(), "a handshake was started");
+    let cookie = jump_crypto::cookie::open_cookie_reply(&client.cluster, &init, &reply).expect("a cookie");
+    drop(initiation);
+    let intent = AttachIntent {
+        session: None,
+        attach_seq: AttachSeq(9),
+        attempt: AttemptId::from_bytes([9; 16]),
+        last_epoch: Epoch(0),
+        reason: 1,
+        capabilities: 0,
+        rekey: false,
+    };
+    let input = InitiationInput {
+        device: &client.device,
+        cluster: &client.cluster,
+        suite: Suite::ChaChaPolyBlake2s,
+        intent: &intent,
+        index: ReceiverIndex(1),
+        cookie: Some(cookie),
+    };
+    let mut with_cookie = [0; INIT_LEN];
+    Initiation::start(&input, &mut client.entropy, &mut with_cookie).unwrap();
+    node.client_sends(SocketAddr::from(([203, 0, 113, 1], 1)), &with_cookie);
+    assert!(node.jobs.try_recv().is_err(), "the cookie worked from another address");
+    node.client_sends(client.address, &with_cookie);
+    assert!(node.jobs.try_recv().is_ok(), "the cookie did not work");
+}
+
+#[test]
+fn unconfirmed_handshakes_are_bounded_and_expire() {
+    let mut cluster = Cluster::new();
+    let limits = Limits {
+        handshakes_max: 10,
+        source_rate: Rate { per_second: 1_000_000, burst: 1_000_000 },
+        ..Limits::default()
+    };
+    let mut node = Node::with_limits(&mut cluster, 1, limits);
+    let mut client = Client::new(&mut cluster, 1);
+    for i in 0..30 {
+        let (_, init) = client.init(None, None);
+        // One second apart, and from one address each: neither the load nor the rate is the bound here.
+        node.now += SECOND / 100;
+        node.client_sends(SocketAddr::from(([198, 51, 100, i], 1)), &init);
+        node.answer_inits();
+        assert!(node.plane.entries() <= 10, "{} handshakes", node.plane.entries());
+    }
+    node.advance(HANDSHAKE_WAIT);
+    assert_eq!(node.plane.entries(), 0);
+}
+
+#[test]
+fn one_source_cannot_use_up_the_handshakes_of_others() {
+    let mut cluster = Cluster::new();
+    let limits = Limits { source_rate: Rate { per_second: 1, burst: 2 }, ..Limits::default() };
+    let mut node = Node::with_limits(&mut cluster, 1, limits);
+    let mut client = Client::new(&mut cluster, 1);
+    for _ in 0..5 {
+        let (_, init) = client.init(None, None);
+        node.client_sends(client.address, &init);
+    }
+    assert_eq!((node.dropped(DropReason::SourceRate), node.count(Count::AttachInits)), (3, 2));
+    let mut other = Client::new(&mut cluster, 2);
+    let (_, init) = other.init(None, None);
+    node.client_sends(other.address, &init);
+    assert_eq!(node.count(Count::AttachInits), 3);
+}

@@ -1,0 +1,176 @@
+use jump_session::reason::Reason;
+
+use super::*;
+
+fn attached() -> (Cluster, Node, Client) {
+    let mut cluster = Cluster::new();
+    let mut node = Node::new(&mut cluster, 1);
+    let mut client = Client::new(&mut cluster, 1);
+    client.attach(&mut node, session(1), 1, &[inner(1), "fd00::1".parse().unwrap()]);
+    (cluster, node, client)
+}
+
+#[test]
+fn packets_go_both_ways_for_both_families() {
+    let (_, mut node, mut client) = attached();
+    let six: IpAddr = "fd00::1".parse().unwrap();
+    let far: IpAddr = "fd99::9".parse().unwrap();
+    for (own, other) in [(inner(1), server()), (six, far)] {
+        let up = packet(own, other, b"up");
+        client.send_packet(&mut node, &up);
+        assert_eq!(node.wire.inner.pop(), Some(up));
+        let down = packet(other, own, b"down");
+        node.inner_sends(&down);
+        assert_eq!(client.packets(&mut node), [down]);
+    }
+}
+
+#[test]
+fn a_client_cannot_send_from_another_inner_address() {
+    let (_, mut node, mut client) = attached();
+    for source in [inner(2), server(), IpAddr::from([0, 0, 0, 0]), "fd00::2".parse().unwrap()] {
+        let destination = if source.is_ipv4() { server() } else { "fd99::9".parse().unwrap() };
+        client.send_packet(&mut node, &packet(source, destination, b"spoofed"));
+    }
+    client.send_packet(&mut node, b"not a packet");
+    client.send_packet(&mut node, b"");
+    assert!(node.wire.inner.is_empty());
+    assert_eq!(node.dropped(DropReason::InnerSource), 4);
+    assert_eq!(node.dropped(DropReason::InnerMalformed), 2);
+}
+
+#[test]
+fn a_device_reaches_only_what_its_policy_allows() {
+    let mut cluster = Cluster::new();
+    let mut node = Node::new(&mut cluster, 1);
+    let mut client = Client::new(&mut cluster, 1);
+    let confirmed = client.confirm(&mut node, None);
+    let mut allowed = activation(session(1), 1, &[inner(1)], node.now);
+    allowed.allowed = vec!["10.1.0.0/24".parse().unwrap()];
+    node.command(Command::Decide { index: confirmed.index, verdict: Box::new(Verdict::Accepted(allowed)) });
+    client.send_packet(&mut node, &packet(inner(1), server(), b"yes"));
+    client.send_packet(&mut node, &packet(inner(1), IpAddr::from([10, 1, 1, 1]), b"no"));
+    assert_eq!((node.wire.inner.len(), node.dropped(DropReason::InnerDestination)), (1, 1));
+}
+
+#[test]
+fn a_replayed_record_is_forwarded_once() {
+    let (_, mut node, mut client) = attached();
+    let record = client.seal(Content::Packet, &packet(inner(1), server(), b"once"));
+    for _ in 0..3 {
+        node.client_sends(client.address, &record);
+    }
+    assert_eq!((node.wire.inner.len(), node.dropped(DropReason::Replay)), (1, 2));
+}
+
+#[test]
+fn a_replay_from_another_address_moves_no_endpoint() {
+    let (_, mut node, mut client) = attached();
+    let record = client.seal(Content::Control, &encode(&Frame::Ping { id: 1 }));
+    node.client_sends(client.address, &record);
+    client.frames(&mut node);
+    node.client_sends(SocketAddr::from(([203, 0, 113, 1], 7)), &record);
+    assert!(node.wire.clients.is_empty(), "something was sent to the replayer");
+    node.inner_sends(&packet(server(), inner(1), b"down"));
+    assert_eq!(client.packets(&mut node).len(), 1);
+}
+
+#[test]
+fn a_rebound_client_is_served_at_its_new_address_after_it_has_answered_there() {
+    let (_, mut node, mut client) = attached();
+    let old = client.address;
+    client.address = SocketAddr::from(([198, 51, 100, 99], 999));
+    client.send(&mut node, &Frame::Ping { id: 1 });
+    node.inner_sends(&packet(server(), inner(1), b"too early"));
+    assert!(node.wire.clients.iter().any(|(to, _)| *to == old), "bulk data went to an unproven address");
+    node.wire.clients.retain(|(to, _)| *to != old);
+    let frames = client.frames(&mut node);
+    let token = frames
+        .iter()
+        .find_map(|frame| if let Frame::PathChallenge { token } = frame { Some(*token) } else { None });
+    client.send(&mut node, &Frame::PathResponse { token: token.expect("a challenge") });
+    assert!(client.frames(&mut node).contains(&Frame::Bound { binding: 1 }));
+    node.inner_sends(&packet(server(), inner(1), b"now"));
+    assert_eq!(client.packets(&mut node).len(), 1);
+    assert_eq!(node.count(Count::PathMoves), 1);
+}
+
+#[test]
+fn an_inner_destination_that_is_nobodys_is_dropped() {
+    let (_, mut node, _) = attached();
+    node.inner_sends(&packet(server(), inner(77), b"?"));
+    assert_eq!(node.dropped(DropReason::NoRoute), 1);
+}
+
+#[test]
+fn before_the_first_snapshot_packets_for_the_pools_wait_and_others_do_not() {
+    let mut cluster = Cluster::new();
+    let mut node = Node::new(&mut cluster, 1);
+    let mut peer = Node::new(&mut cluster, 2);
+    link(&mut node, &mut peer);
+    node.plane.routes.complete = false;
+    node.inner_sends(&packet(server(), inner(1), b"wait"));
+    node.inner_sends(&packet(server(), IpAddr::from([10, 99, 0, 1]), b"no pool"));
+    assert_eq!((node.count(Count::Parked), node.dropped(DropReason::NoRoute)), (1, 1));
+    node.command(Command::SnapshotBegins);
+    node.bind(session(1), 3, &[inner(1)], BindingPhase::Owned(NodeRef(2)));
+    node.command(Command::SnapshotComplete);
+    assert_eq!(node.wire.mesh.len(), 1, "what waited was not relayed to the owner");
+}
+
+#[test]
+fn an_unknown_index_gets_a_hint_that_is_shorter_than_its_trigger_and_rate_limited() {
+    let mut cluster = Cluster::new();
+    let limits = Limits { hint_rate: Rate { per_second: 1, burst: 3 }, ..Limits::default() };
+    let mut node = Node::with_limits(&mut cluster, 1, limits);
+    let mut client = Client::new(&mut cluster, 1);
+    let (keys, info) = client.handshake(&mut node, None, None);
+    let index = keys.peer_index;
+    client.keys = Some(keys);
+    node.advance(HANDSHAKE_WAIT);
+    for _ in 0..10 {
+        let record = client.seal(Content::Control, &encode(&Frame::Ping { id: 1 }));
+        node.client_sends(client.address, &record);
+        for (_, hint) in &node.wire.clients {
+            assert!(hint.len() < record.len());
+            let hint = jump_crypto::cookie::ReattachHint::parse(hint).unwrap();
+            assert!(hint.index == index && hint.carries(&info.hint));
+        }
+    }
+    assert_eq!((node.wire.clients.len(), node.count(Count::Hints)), (3, 3));
+}
+
+#[test]
+fn a_client_that_closes_is_told_and_control_hears_of_it_once() {
+    let (_, mut node, mut client) = attached();
+    client.send(&mut node, &Frame::Close { reason: Reason::ClientClosed });
+    assert_eq!(client.frames(&mut node), [Frame::Terminated { reason: Reason::ClientClosed }]);
+    assert_eq!(node.ended(), [(session(1), Epoch(1), Reason::ClientClosed)]);
+    client.send_packet(&mut node, &packet(inner(1), server(), b"late"));
+    node.inner_sends(&packet(server(), inner(1), b"late"));
+    assert!(node.wire.inner.is_empty() && client.packets(&mut node).is_empty());
+    assert_eq!(node.plane.sessions(), 0);
+}
+
+#[test]
+fn a_session_past_its_life_is_told_and_ends() {
+    let (_, mut node, mut client) = attached();
+    for _ in 0..360 {
+        node.advance(10 * SECOND);
+        client.send(&mut node, &Frame::Ping { id: 1 });
+    }
+    let frames = client.frames(&mut node);
+    assert!(frames.contains(&Frame::Terminated { reason: Reason::LifetimeExceeded }));
+    assert_eq!(node.ended(), [(session(1), Epoch(1), Reason::LifetimeExceeded)]);
+}
+
+#[test]
+fn an_end_that_finds_the_queue_full_is_not_lost() {
+    let (_, mut node, mut client) = attached();
+    let note = Note { session: session(9), correlation: [0; 16], epoch: Epoch(1), what: What::Activated };
+    while node.plane.events.try_send(Event::Note(note.clone())).is_ok() {}
+    client.send(&mut node, &Frame::Close { reason: Reason::ClientClosed });
+    assert!(node.ended().is_empty(), "the queue was not full");
+    node.advance(1);
+    assert_eq!(node.ended().len(), 1);
+}

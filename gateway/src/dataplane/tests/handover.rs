@@ -1,0 +1,187 @@
+use jump_session::reason::Reason;
+
+use super::*;
+
+const OLD: u16 = 1;
+const NEW: u16 = 2;
+
+/// Two linked gateways; the client is attached to the first in epoch 1.
+fn pair() -> (Cluster, Node, Node, Client) {
+    let mut cluster = Cluster::new();
+    let mut old = Node::new(&mut cluster, OLD);
+    let mut new = Node::new(&mut cluster, NEW);
+    link(&mut old, &mut new);
+    let mut client = Client::new(&mut cluster, 1);
+    client.attach(&mut old, session(1), 1, &[inner(1)]);
+    new.bind(session(1), 1, &[inner(1)], BindingPhase::Owned(NodeRef(u32::from(OLD))));
+    (cluster, old, new, client)
+}
+
+fn carry_mesh(from: &mut Node, to: &mut Node) {
+    for (_, datagram) in std::mem::take(&mut from.wire.mesh) {
+        to.mesh_brings(&datagram);
+    }
+}
+
+#[test]
+fn a_planned_move_loses_no_packet_in_either_direction() {
+    let (_, mut old, mut new, mut client) = pair();
+    let confirmed = {
+        let (keys, _) = client.handshake(&mut new, Some(session(1)), None);
+        // The old path is used until the new owner is accepted.
+        let old_keys = client.keys.replace(keys);
+        client.send(&mut new, &Frame::Confirm);
+        let new_keys = std::mem::replace(&mut client.keys, old_keys);
+        (new.confirmed().remove(0), new_keys)
+    };
+    // Control writes the intent: every gateway learns of it; the old owner is told to stop.
+    for node in [&mut old, &mut new] {
+        let from = if node.end.number.0 == OLD { NodeRef::OWN } else { NodeRef(u32::from(OLD)) };
+        node.bind(session(1), 1, &[inner(1)], BindingPhase::Handover { from });
+    }
+    client.send_packet(&mut old, &packet(inner(1), server(), b"up, before the fence"));
+    assert_eq!(old.wire.inner.len(), 1, "the owner stopped before it was told to");
+    assert!(old.stop(session(1), 1, StopCause::Moved));
+    client.send_packet(&mut old, &packet(inner(1), server(), b"up, after the fence"));
+    old.inner_sends(&packet(server(), inner(1), b"down, at the old owner"));
+    new.inner_sends(&packet(server(), inner(1), b"down, at the new owner"));
+    assert_eq!(old.wire.inner.len(), 1, "a fenced owner forwarded");
+    assert!(old.wire.mesh.is_empty() && old.wire.clients.is_empty());
+
+    // The acknowledgement commits the new owner. The news reaches the old one first.
+    old.bind(session(1), 2, &[inner(1)], BindingPhase::Owned(NodeRef(u32::from(NEW))));
+    carry_mesh(&mut old, &mut new);
+    new.accept(&confirmed.0, session(1), 2, &[inner(1)]);
+    client.keys = confirmed.1;
+    let (frames, packets) = client.receive(&mut new);
+    assert_eq!(frames.len(), 1);
+    assert_eq!(packets.len(), 2, "a packet to the client was lost");
+    assert_eq!(new.wire.inner, [packet(inner(1), server(), b"up, after the fence")]);
+    // What the network still sends to the old owner is relayed.
+    old.inner_sends(&packet(server(), inner(1), b"later"));
+    carry_mesh(&mut old, &mut new);
+    assert_eq!(client.packets(&mut new).len(), 1);
+}
+
+#[test]
+fn a_fenced_owner_answers_nothing() {
+    let (_, mut old, _, mut client) = pair();
+    old.stop(session(1), 1, StopCause::Moved);
+    for frame in [Frame::Ping { id: 1 }, Frame::Confirm, Frame::PathChallenge { token: [1; 8] }] {
+        client.send(&mut old, &frame);
+    }
+    assert!(old.wire.clients.is_empty());
+    old.advance(3 * SECOND);
+    client.send(&mut old, &Frame::Ping { id: 2 });
+    let (_, hint) = old.wire.clients.pop().expect("a hint once the old keys are gone");
+    assert!(jump_crypto::cookie::ReattachHint::parse(&hint).is_some());
+}
+
+#[test]
+fn news_of_a_later_epoch_elsewhere_stops_a_session_without_an_order() {
+    let (_, mut old, _, mut client) = pair();
+    old.bind(session(1), 2, &[inner(1)], BindingPhase::Owned(NodeRef(u32::from(NEW))));
+    client.send_packet(&mut old, &packet(inner(1), server(), b"stale owner"));
+    assert!(old.wire.inner.is_empty());
+    assert_eq!(old.plane.sessions(), 0);
+}
+
+#[test]
+fn news_of_an_earlier_epoch_stops_nothing() {
+    let mut cluster = Cluster::new();
+    let mut node = Node::new(&mut cluster, NEW);
+    let mut client = Client::new(&mut cluster, 1);
+    client.attach(&mut node, session(1), 5, &[inner(1)]);
+    for phase in [
+        BindingPhase::Owned(NodeRef(9)),
+        BindingPhase::Handover { from: NodeRef(9) },
+        BindingPhase::Released(Reason::Drained),
+    ] {
+        node.bind(session(1), 4, &[inner(1)], phase);
+    }
+    node.bind(session(1), 5, &[inner(1)], BindingPhase::Owned(NodeRef::OWN));
+    client.send_packet(&mut node, &packet(inner(1), server(), b"still owner"));
+    assert_eq!(node.wire.inner.len(), 1);
+}
+
+#[test]
+fn the_own_next_epoch_seen_first_on_the_stream_does_not_refuse_its_own_acceptance() {
+    let mut cluster = Cluster::new();
+    let mut node = Node::new(&mut cluster, NEW);
+    let mut client = Client::new(&mut cluster, 1);
+    client.attach(&mut node, session(1), 1, &[inner(1)]);
+    let confirmed = client.confirm(&mut node, Some(session(1)));
+    node.bind(session(1), 2, &[inner(1)], BindingPhase::Owned(NodeRef::OWN));
+    node.accept(&confirmed, session(1), 2, &[inner(1)]);
+    client.frames(&mut node);
+    client.send_packet(&mut node, &packet(inner(1), server(), b"on"));
+    assert_eq!(node.wire.inner.len(), 1);
+}
+
+#[test]
+fn a_session_that_ended_in_the_store_stops_and_its_client_is_told() {
+    let (_, mut old, _, mut client) = pair();
+    old.bind(session(1), 1, &[inner(1)], BindingPhase::Terminated(Reason::KeyRevoked));
+    assert_eq!(client.frames(&mut old), [Frame::Terminated { reason: Reason::KeyRevoked }]);
+    client.send_packet(&mut old, &packet(inner(1), server(), b"revoked"));
+    old.inner_sends(&packet(server(), inner(1), b"revoked"));
+    assert!(old.wire.inner.is_empty() && client.packets(&mut old).is_empty());
+    assert_eq!(old.plane.routes(), 0);
+}
+
+#[test]
+fn without_authority_a_terminated_sessions_client_is_told_nothing() {
+    let (_, mut old, _, _) = pair();
+    let update = BindingUpdate {
+        session: session(1),
+        epoch: Epoch(1),
+        inner: vec![inner(1)],
+        phase: BindingPhase::Terminated(Reason::KeyRevoked),
+    };
+    let tick = old.tick();
+    old.plane.handle_command(tick, Command::Bindings(vec![update]), false, &mut old.wire);
+    assert!(old.wire.clients.is_empty());
+    assert_eq!(old.plane.sessions(), 0);
+}
+
+#[test]
+fn an_acceptance_without_authority_makes_no_session() {
+    let mut cluster = Cluster::new();
+    let mut node = Node::new(&mut cluster, 1);
+    let mut client = Client::new(&mut cluster, 1);
+    let confirmed = client.confirm(&mut node, Some(session(1)));
+    let verdict = Box::new(Verdict::Accepted(activation(session(1), 1, &[inner(1)], node.now)));
+    let (tick, index) = (node.tick(), confirmed.index);
+    node.plane.handle_command(tick, Command::Decide { index, verdict }, false, &mut node.wire);
+    assert!(node.plane.sessions() == 0 && node.wire.clients.is_empty());
+}
+
+#[test]
+fn a_draining_gateway_asks_old_and_new_clients_to_move_and_serves_them_until_then() {
+    let (mut cluster, mut old, _, mut client) = pair();
+    let targets = vec![SocketAddr::from(([192, 0, 2, 2], 51820))];
+    let drain = Command::Drain { reason: Reason::GatewayDraining, targets: targets.clone() };
+    old.command(drain);
+    let migrate = Frame::Migrate { reason: Reason::GatewayDraining, targets: targets.clone() };
+    assert_eq!(client.frames(&mut old), std::slice::from_ref(&migrate));
+    client.send_packet(&mut old, &packet(inner(1), server(), b"still served"));
+    assert_eq!(old.wire.inner.len(), 1);
+    // A claim that was decided just before the drain.
+    let mut late = Client::new(&mut cluster, 2);
+    let confirmed = late.confirm(&mut old, None);
+    old.accept(&confirmed, session(2), 1, &[inner(2)]);
+    assert_eq!(late.frames(&mut old)[1], migrate);
+    // Asked again, told again: a Migrate may be lost.
+    old.command(Command::Drain { reason: Reason::GatewayDraining, targets });
+    assert_eq!(client.frames(&mut old), [migrate]);
+}
+
+#[test]
+fn a_session_given_up_at_the_deadline_is_told_where_to_go() {
+    let (_, mut old, _, mut client) = pair();
+    let targets = vec![SocketAddr::from(([192, 0, 2, 2], 51820))];
+    assert!(old.stop(session(1), 1, StopCause::Released(targets.clone())));
+    assert_eq!(client.frames(&mut old), [Frame::Migrate { reason: Reason::Drained, targets }]);
+    client.send_packet(&mut old, &packet(inner(1), server(), b"given up"));
+    assert!(old.wire.inner.is_empty());
+}
