@@ -191,8 +191,9 @@ impl Cluster {
     pub fn enrol(&self, i: usize) -> Result<()> {
         let host = &self.network.devices[i];
         let name = format!("device-{}", i + 1);
-        let answer = self.operator.json(host, &["device", "token", &name])?;
-        let token = answer.get("token").and_then(|t| t.as_str()).context("jumpctl printed no token")?;
+        let answer = self.operator.json(host, &["devices", "enroll-token", "--no-qr", &name])?;
+        let token =
+            answer.first().and_then(|a| a.get("token")?.as_str()).context("jumpctl printed no token")?;
         programs::enrol(host, &self.state_dir(i), token)
     }
 
@@ -243,7 +244,8 @@ impl Cluster {
     /// # Errors
     /// When control does not answer.
     pub fn ownership(&self, session: &str) -> Result<Ownership> {
-        Ownership::from_json(&self.operator.json(self.operator_host(), &["ownership", "get", session])?)
+        let answer = self.operator.json(self.operator_host(), &["ownership", "get", session])?;
+        Ownership::from_json(answer.first().context("jumpctl printed nothing")?)
     }
 
     /// Follows a session's owner.
@@ -273,8 +275,7 @@ impl Cluster {
     pub fn wait_registered(&self, i: usize, timeout: Duration) -> Result<()> {
         wait_until(&format!("{} is registered", gateway_name(i)), timeout, || {
             let nodes = self.operator.json(self.operator_host(), &["nodes", "list"]).unwrap_or_default();
-            let listed = nodes.get("nodes").unwrap_or(&nodes).as_array().cloned().unwrap_or_default();
-            listed.iter().any(|node| node.get("node_id").and_then(|n| n.as_str()) == Some(&gateway_name(i)))
+            nodes.iter().any(|node| node.get("node_id").and_then(|n| n.as_str()) == Some(&gateway_name(i)))
         })
     }
 

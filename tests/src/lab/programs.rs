@@ -225,7 +225,7 @@ pub struct Operator {
 impl Operator {
     /// Talks to these control replicas under this identity.
     pub fn new(controls: &[Host], identity: Identity) -> Self {
-        let controls = controls.iter().map(|c| format!("https://{}", c.wan_socket(CONTROL_PORT))).collect();
+        let controls = controls.iter().map(|c| c.wan_socket(CONTROL_PORT).to_string()).collect();
         Self { controls, identity }
     }
 
@@ -244,18 +244,20 @@ impl Operator {
         Ok(command)
     }
 
-    /// Runs `jumpctl` and reads its JSON.
+    /// Runs `jumpctl` and reads its JSON: one object per line.
     ///
     /// # Errors
     /// When it fails or prints something else.
-    pub fn json(&self, host: &Host, arguments: &[&str]) -> Result<serde_json::Value> {
+    pub fn json(&self, host: &Host, arguments: &[&str]) -> Result<Vec<serde_json::Value>> {
         let mut all = vec!["--output", "json"];
         all.extend(arguments);
         let output = self.command(host, &all)?.stdin(Stdio::null()).output().context("running jumpctl")?;
         if !output.status.success() {
             bail!("jumpctl {}: {}", arguments.join(" "), String::from_utf8_lossy(&output.stderr).trim());
         }
-        serde_json::from_slice(&output.stdout)
+        serde_json::Deserializer::from_slice(&output.stdout)
+            .into_iter()
+            .collect::<Result<_, _>>()
             .with_context(|| format!("the output of jumpctl {}", arguments.join(" ")))
     }
 }
