@@ -83,8 +83,23 @@ impl Pki {
     /// # Errors
     /// When `jump-control pki` fails.
     pub fn issue(&self, role: &str, name: &str, hosts: &[String]) -> Result<Identity> {
+        self.issue_for(role, name, hosts, None)
+    }
+
+    /// Issues a certificate that is valid for a while, for example `1s`.
+    ///
+    /// # Errors
+    /// When `jump-control pki` fails.
+    pub fn issue_for(
+        &self,
+        role: &str,
+        name: &str,
+        hosts: &[String],
+        valid_for: Option<&str>,
+    ) -> Result<Identity> {
         let mut arguments = vec!["--role", role, "--name", name];
         arguments.extend(hosts.iter().flat_map(|host| ["--host", host.as_str()]));
+        arguments.extend(valid_for.iter().flat_map(|time| ["--valid-for", time]));
         self.run(&["issue"], &arguments)?;
         Ok(Identity {
             ca: self.dir.join("ca.pem"),
