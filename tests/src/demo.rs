@@ -123,7 +123,7 @@ fn play(options: &Options, terminal: &Terminal, cluster: &mut Cluster) -> Result
     let downloaded = download.finish(STEP_MAX);
     let calm = probe.wait_for_echoes(CALM_ECHOES, STEP_MAX);
     let seen = probe.report_since(Some(killed_at));
-    drop(probe.stop());
+    probe.stop();
     web.stop();
     let after =
         View { status_session: cluster.session_of(0)?, ownership: cluster.ownership(&after.session)? };

@@ -1,4 +1,5 @@
 //! A session outlives its gateway: the demo's promises, and the ones about drains and lost machines.
+#![expect(clippy::unwrap_used, reason = "a failed helper is a failed test")]
 
 use jump_tests::demo::terminal::Terminal;
 use jump_tests::demo::{Kill, Options, run};

@@ -1,4 +1,5 @@
 //! The lab itself: what the other end-to-end tests take for granted.
+#![expect(clippy::unwrap_used, reason = "a failed helper is a failed test")]
 
 use std::net::Ipv4Addr;
 use std::process::Command;

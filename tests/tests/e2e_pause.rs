@@ -1,4 +1,5 @@
 //! A paused gateway never wakes up as a second owner: seen on the wires, not in its logs.
+#![expect(clippy::unwrap_used, reason = "a failed helper is a failed test")]
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::{Duration, SystemTime};
