@@ -11,6 +11,7 @@ use hyper::client::conn::http1::SendRequest;
 use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HOST, HeaderValue, RETRY_AFTER};
 use hyper::{Request, Response, StatusCode, Uri};
 use hyper_util::rt::TokioIo;
+use tokio::task::AbortHandle;
 
 use super::config::HttpConfig;
 use super::net::Connector;
@@ -41,6 +42,14 @@ pub(super) struct HttpSink {
 struct Link {
     requests: SendRequest<Full<Bytes>>,
     authorization: Option<HeaderValue>,
+    connection: AbortHandle,
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        // At once, also where the peer never reads.
+        self.connection.abort();
+    }
 }
 
 #[derive(Debug)]
@@ -50,6 +59,8 @@ struct Spooled {
     /// No attempt before this.
     not_before: Option<Instant>,
     backoff: Duration,
+    /// Said so already, until it takes batches again.
+    full: bool,
 }
 
 /// How one POST ended.
@@ -80,7 +91,7 @@ impl HttpSink {
         let connector = Connector::new(&format!("{}:{port}", authority.host()), config.tls.as_ref())?;
         let spool = config.spool.as_ref().map(Spool::open).transpose()?.map(|spool| {
             counters.spool_bytes.store(spool.bytes(), Ordering::Relaxed);
-            Spooled { spool, counters, not_before: None, backoff: SPOOL_BACKOFF.0 }
+            Spooled { spool, counters, not_before: None, backoff: SPOOL_BACKOFF.0, full: false }
         });
         Ok(Self {
             batch: (config.batch_events_max, config.batch_wait),
@@ -145,9 +156,8 @@ impl HttpSink {
         let (requests, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
             .await
             .map_err(|error| error.to_string())?;
-        // Ends by itself when the connection does, or when `requests` is dropped.
-        tokio::spawn(connection);
-        Ok(Link { requests, authorization })
+        let connection = tokio::spawn(connection).abort_handle();
+        Ok(Link { requests, authorization, connection })
     }
 
     /// Sends what waits on disk, oldest first, until it is empty or the receiver fails.
@@ -229,10 +239,13 @@ impl Deliver for HttpSink {
         let Some(spooled) = &mut self.spool else { return Verdict::retry("no spool") };
         let kept = spooled.spool.push(&body, batch.len() as u64);
         spooled.counters.spool_bytes.store(spooled.spool.bytes(), Ordering::Relaxed);
-        if let Err(error) = kept {
+        if let Err(error) = &kept {
             spooled.counters.spool_full.fetch_add(batch.len() as u64, Ordering::Relaxed);
-            tracing::warn!(%error, events = batch.len(), "the audit spool takes no more");
+            if !spooled.full {
+                tracing::warn!(%error, "the audit spool takes no more");
+            }
         }
+        spooled.full = kept.is_err();
         Verdict::Kept
     }
 

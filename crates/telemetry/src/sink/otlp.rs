@@ -17,6 +17,8 @@ use super::worker::{Deliver, Verdict};
 use super::{Record, SinkError};
 use crate::audit::{Identity, OCSF_VERSION};
 
+const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(30);
+
 /// Exports batches to one collector.
 #[derive(Debug)]
 pub(super) struct OtlpSink {
@@ -88,7 +90,11 @@ impl Deliver for OtlpSink {
             }
             Ok(Err(status)) if retryable(&status) => Verdict::retry(describe(&status)),
             Ok(Err(status)) => Verdict::Rejected { cause: describe(&status) },
-            Err(_) => Verdict::retry(format!("no answer within {:?}", self.config.timeout)),
+            Err(_) => {
+                // What the old connection still buffers goes with it.
+                self.client = None;
+                Verdict::retry(format!("no answer within {:?}", self.config.timeout))
+            }
         }
     }
 }
@@ -107,7 +113,11 @@ pub(crate) fn endpoint(url: &str, tls: Option<&TlsConfig>, timeout: Duration) ->
     let mut endpoint = Endpoint::from_shared(url.to_owned())
         .map_err(|error| unusable(error.to_string()))?
         .connect_timeout(timeout)
-        .timeout(timeout);
+        .timeout(timeout)
+        // A collector that is connected but dead must not hold the connection for ever.
+        .http2_keep_alive_interval(KEEP_ALIVE_INTERVAL)
+        .keep_alive_timeout(timeout)
+        .keep_alive_while_idle(true);
     if let Some(tls) = tls {
         let read = |path: &std::path::Path| {
             std::fs::read(path).map_err(|source| SinkError::Path { path: path.display().to_string(), source })

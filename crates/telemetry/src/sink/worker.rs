@@ -205,8 +205,12 @@ impl SinkHandle {
         let (queue, records) = mpsc::channel(bounds.events_max.max(1));
         let (deadline, stop) = watch::channel(None);
         let (finish, finished) = blocking::sync_channel(1);
-        let runtime =
-            tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(SinkError::Thread)?;
+        // Blocking threads look up names; a resolver that hangs may hold a few, not hundreds.
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .max_blocking_threads(4)
+            .build()
+            .map_err(SinkError::Thread)?;
         let worker = Worker { name: name.clone(), sink, records, counters: Arc::clone(&counters) };
         thread::Builder::new()
             .name(format!("jump-sink-{}", &name[..name.len().min(5)]))

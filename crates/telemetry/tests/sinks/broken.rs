@@ -130,3 +130,26 @@ fn sinks_whose_receiver_dies_in_the_middle_block_nobody() {
     let bad = Bad::dying();
     burst(bad.address, &["tcp", "otlp", "http"]);
 }
+
+#[test]
+fn retries_against_a_receiver_that_never_reads_do_not_pile_up_connections() {
+    let bad = Bad::stalled();
+    let directory = tempfile::tempdir().expect("a directory");
+    let (audit, guard) = start(&sinks(bad.address, &directory.path().join("audit.json")));
+    emit(&audit, 0..2000);
+    eventually("several attempts failed", || {
+        ["otlp", "http"].iter().all(|name| stats(&guard, name).failures >= 6)
+    });
+    let port = format!(":{:04X} ", bad.address.port());
+    let table = std::fs::read_to_string("/proc/self/net/tcp").expect("readable");
+    // Our ends: the bad port is the remote one (third column), established (01), not closing.
+    let open = table
+        .lines()
+        .filter(|line| {
+            let mut columns = line.split_whitespace().skip(2);
+            let remote = columns.next().unwrap_or_default().to_owned() + " ";
+            remote.ends_with(&port) && columns.next() == Some("01")
+        })
+        .count();
+    assert!((1..=4).contains(&open), "{open} connections for three sinks");
+}
