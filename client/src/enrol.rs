@@ -34,12 +34,11 @@ pub async fn enrol(state: &StateDir, token: &str, force: bool) -> Result<Profile
             ),
         ));
     }
-    if force {
-        state.forget()?;
-    }
     let mut entropy = OsEntropy::new()
         .map_err(|error| Failure::because(Exit::Failed, "cannot make a device key", &error))?;
-    let key = state.device_key_or_new(&mut entropy)?;
+    // The old enrolment stays until the new one is accepted.
+    let key =
+        if force { state.next_device_key(&mut entropy)? } else { state.device_key_or_new(&mut entropy)? };
     let pem = pem_of(&token.ca);
     let tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(pem));
     let channel = channel::connect(&token.address, tls).await?;
@@ -51,6 +50,9 @@ pub async fn enrol(state: &StateDir, token: &str, force: bool) -> Result<Profile
         .map_err(|status| channel::refused("enrolment", &status))?;
     let wire = response.into_inner().profile.ok_or_else(|| bad_profile("it is empty"))?;
     let profile = profile_from(wire, &token.address)?;
+    if force {
+        state.replace_device()?;
+    }
     state.write_profile(&profile)?;
     Ok(profile)
 }

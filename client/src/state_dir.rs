@@ -20,6 +20,9 @@ use crate::hex;
 /// Where state is kept unless told otherwise.
 pub const DEFAULT: &str = "/var/lib/jump";
 
+const KEY: &str = "device.key";
+const NEXT_KEY: &str = "device.key.next";
+
 /// A state directory.
 #[derive(Debug, Clone)]
 pub struct StateDir {
@@ -179,7 +182,7 @@ impl StateDir {
     /// # Errors
     /// [`Exit::NotEnrolled`] when there is none; a key that others can read is refused.
     pub fn device_key(&self) -> Result<DeviceSecret, Failure> {
-        self.read_device_key()?.ok_or_else(|| self.not_enrolled())
+        self.read_key(KEY)?.ok_or_else(|| self.not_enrolled())
     }
 
     /// The device's key, made where it is missing.
@@ -187,23 +190,23 @@ impl StateDir {
     /// # Errors
     /// A line that says what to do.
     pub fn device_key_or_new(&self, entropy: &mut dyn Entropy) -> Result<DeviceSecret, Failure> {
-        if let Some(key) = self.read_device_key()? {
-            return Ok(key);
-        }
-        let key = DeviceSecret::generate(entropy).map_err(|error: EntropyError| {
-            Failure::because(Exit::Failed, "cannot make a device key", &error)
-        })?;
-        let text = Zeroizing::new(hex::encode(key.expose()) + "\n");
-        self.write("device.key", text.as_bytes())?;
-        Ok(key)
+        self.key_or_new(KEY, entropy)
     }
 
-    /// Forgets key, profile and session.
+    /// The key of an enrolment that will replace this one, kept beside the present key so that a retry finds it.
     ///
     /// # Errors
     /// A line that says what to do.
-    pub fn forget(&self) -> Result<(), Failure> {
-        for name in ["profile.toml", "device.key", "session.json"] {
+    pub fn next_device_key(&self, entropy: &mut dyn Entropy) -> Result<DeviceSecret, Failure> {
+        self.key_or_new(NEXT_KEY, entropy)
+    }
+
+    /// The next key becomes the device's key; profile and session of the old one are forgotten.
+    ///
+    /// # Errors
+    /// A line that says what to do.
+    pub fn replace_device(&self) -> Result<(), Failure> {
+        for name in ["profile.toml", "session.json"] {
             let path = self.path.join(name);
             match fs::remove_file(&path) {
                 Ok(()) => {}
@@ -211,7 +214,8 @@ impl StateDir {
                 Err(error) => return Err(self.failure(&path, &error)),
             }
         }
-        Ok(())
+        let path = self.path.join(KEY);
+        fs::rename(self.path.join(NEXT_KEY), &path).map_err(|error| self.failure(&path, &error))
     }
 
     /// The stored session; an empty one when there is none. A damaged file is an error: guessing a sequence number
@@ -258,8 +262,20 @@ impl StateDir {
         self.write("session.json", text.as_bytes())
     }
 
-    fn read_device_key(&self) -> Result<Option<DeviceSecret>, Failure> {
-        let path = self.path.join("device.key");
+    fn key_or_new(&self, name: &str, entropy: &mut dyn Entropy) -> Result<DeviceSecret, Failure> {
+        if let Some(key) = self.read_key(name)? {
+            return Ok(key);
+        }
+        let key = DeviceSecret::generate(entropy).map_err(|error: EntropyError| {
+            Failure::because(Exit::Failed, "cannot make a device key", &error)
+        })?;
+        let text = Zeroizing::new(hex::encode(key.expose()) + "\n");
+        self.write(name, text.as_bytes())?;
+        Ok(key)
+    }
+
+    fn read_key(&self, name: &str) -> Result<Option<DeviceSecret>, Failure> {
+        let path = self.path.join(name);
         let mut file = match File::open(&path) {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),

@@ -27,7 +27,7 @@ Exit codes:
 
 /// A VPN session that outlives its gateway, its path and its transport
 #[derive(Parser)]
-#[command(version, after_help = EXIT_CODES)]
+#[command(name = "jump", version, after_help = EXIT_CODES)]
 struct Arguments {
     /// Where the device's key, profile and session are
     #[arg(long, global = true, env = "JUMP_STATE_DIR", default_value = state_dir::DEFAULT)]

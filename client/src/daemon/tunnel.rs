@@ -8,7 +8,7 @@ use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use jump_crypto::record::OVERHEAD;
-use jump_session::client::{Client, Event, NetworkChange, Now, PathError, PathId, State, Stored};
+use jump_session::client::{Client, Event, NetworkChange, Now, PathError, PathId, Stored};
 use jump_session::frame::Accepted;
 use jump_session::reason::Reason;
 use jump_transport::clock::boottime_nanos;
@@ -31,6 +31,8 @@ use crate::failure::{Exit, Failure};
 
 /// Inner packets taken from the TUN device per turn.
 const TUN_BUDGET: usize = 256;
+/// Sockets that are waited on; the machine opens far fewer.
+const PATHS_MAX: usize = poll::DESCRIPTORS_MAX - 2;
 /// Batched receives per socket and turn.
 const RECEIVES_MAX: usize = 8;
 /// Inner packets kept when the machine stops taking them in the middle of a read.
@@ -140,17 +142,20 @@ impl Tunnel {
     /// Waits for something to do and does it.
     fn turn(&mut self, client: &mut Client) -> Result<(), Failure> {
         let takes = client.packet_room() > 0;
-        let ids: Vec<PathId> = self.paths.iter().map(|(id, _)| id).collect();
-        let mut ready = vec![false; ids.len() + 2];
+        let mut ids = [PathId(0); PATHS_MAX];
+        let mut ready = [false; PATHS_MAX + 2];
+        let mut open = 0;
         {
-            let mut descriptors = Vec::with_capacity(ready.len());
-            descriptors.push(self.network.as_fd());
-            descriptors.extend(self.paths.iter().map(|(_, path)| path.socket.as_fd()));
-            if takes {
-                descriptors.push(self.tun.as_fd());
+            let mut descriptors = [self.network.as_fd(); PATHS_MAX + 2];
+            for ((id, path), slot) in self.paths.iter().zip(&mut ids) {
+                *slot = id;
+                open += 1;
+                descriptors[open] = path.socket.as_fd();
             }
+            descriptors[open + 1] = self.tun.as_fd();
+            let watched = open + 1 + usize::from(takes);
             let timeout = client.poll_timeout().unwrap_or(Duration::MAX).saturating_sub(boottime());
-            poll::wait(&descriptors, &self.waker, Some(timeout.min(TURN_MAX)), &mut ready)
+            poll::wait(&descriptors[..watched], &self.waker, Some(timeout.min(TURN_MAX)), &mut ready)
                 .map_err(|error| Failure::because(Exit::Failed, "cannot wait for packets", &error))?;
         }
         self.take_commands(client);
@@ -158,7 +163,7 @@ impl Tunnel {
             self.look_at_network(client);
         }
         self.look_for_suspend(client);
-        for (id, _) in ids.iter().zip(&ready[1..]).filter(|(_, ready)| **ready) {
+        for (id, _) in ids[..open].iter().zip(&ready[1..]).filter(|(_, ready)| **ready) {
             self.receive(client, *id);
         }
         let written = self.tun_outgoing.flush(&self.tun);
@@ -166,7 +171,7 @@ impl Tunnel {
             debug!(packets = written.dropped, "the interface refused inner packets");
         }
         if takes {
-            self.send(client, ready[ids.len() + 1])?;
+            self.send(client, ready[open + 1])?;
         }
         if client.poll_timeout().is_some_and(|due| due <= boottime()) {
             client.handle_timeout(now());
@@ -289,9 +294,6 @@ impl Tunnel {
                 let status = client.status();
                 let session = status.session.map(|session| session.to_string()).unwrap_or_default();
                 info!(session, epoch = status.epoch.0, reason = reason.code(), "{from} -> {to}");
-                if to == State::Reattaching {
-                    self.source = None;
-                }
             }
             Event::Attached(attached) => {
                 let total = attached.timings.detect + attached.timings.handshake + attached.timings.commit;
@@ -369,8 +371,9 @@ impl Tunnel {
             Some((_, gateway)) => Some(gateway),
             None => self.paths.iter().map(|(_, path)| path.gateway).next(),
         };
-        let Some(source) = gateway.and_then(Paths::source_towards) else { return };
-        if self.source.replace(source).is_some_and(|before| before != source) {
+        let source = gateway.and_then(Paths::source_towards);
+        let before = core::mem::replace(&mut self.source, source);
+        if let Some(source) = source.filter(|source| Some(*source) != before) {
             info!(%source, "the network has changed");
             self.journal.note(self.at(), "network", json!({ "source": source }));
             client.handle_network_change(now(), NetworkChange::Changed);
