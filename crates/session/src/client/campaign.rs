@@ -288,6 +288,7 @@ impl Client {
                 Err(error) => return self.no_entropy(now, error),
             },
         };
+        self.ask_lost_link(now);
         self.close_tries(|open, index, all| open.gateway == gateway || index + Campaign::TRIES_MAX <= all);
         let path = self.open_path(gateway);
         let Some(campaign) = &mut self.campaign else { return };

@@ -157,13 +157,19 @@ impl Detector {
             return Verdict::Dead;
         }
         let unanswered = self.probes;
-        let id = self.ping_next;
-        self.ping_next += 1;
-        self.pings[(id % PINGS_TIMED as u64) as usize] = Some((id, now));
+        let id = self.ping(now);
         self.probes += 1;
         self.last_sent = now;
         self.due = Some(now + self.probe_timeout());
         Verdict::Probe { id, unanswered }
+    }
+
+    /// The id of a ping that is sent now.
+    pub(crate) fn ping(&mut self, now: Duration) -> u64 {
+        let id = self.ping_next;
+        self.ping_next += 1;
+        self.pings[(id % PINGS_TIMED as u64) as usize] = Some((id, now));
+        id
     }
 
     /// When [`Self::poll`] next has something to say.

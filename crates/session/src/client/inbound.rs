@@ -138,6 +138,7 @@ impl Client {
                     link.detector.ponged(now.at, id);
                     link.suspicion = Reason::GatewayUnresponsive;
                 }
+                self.take_link_back(now.at);
             }
             (Holder::Link, Frame::Migrate { reason, targets }) => {
                 let already = self.campaign.is_some();

@@ -119,15 +119,34 @@ impl Client {
                 }
             }
             State::Reattaching => {
-                let given_up = self.campaign.as_ref().is_some_and(|campaign| {
-                    campaign.reason == Reason::GatewayUnresponsive && campaign.confirming.is_none()
-                });
-                if given_up && !link.usable {
-                    link.usable = true;
-                    self.end_campaign(None);
-                    self.step(now, Trigger::Returned, Reason::PathRecovered);
+                if self.campaign.as_ref().is_some_and(|c| c.reason == Reason::GatewayUnresponsive) {
+                    self.take_link_back(now);
                 }
             }
+        }
+    }
+
+    /// The path that was given up works after all: unless another gateway has already been asked, the search ends.
+    pub(super) fn take_link_back(&mut self, now: Duration) {
+        let asked = self.campaign.as_ref().is_none_or(|campaign| campaign.confirming.is_some());
+        if asked || self.state != State::Reattaching {
+            return;
+        }
+        let Some(link) = self.link.as_mut().filter(|link| !link.usable) else { return };
+        link.usable = true;
+        self.end_campaign(None);
+        self.step(now, Trigger::Returned, Reason::PathRecovered);
+    }
+
+    /// Asks a path that was given up, so that a false alarm (a hint or an ICMP error of someone else) is found out.
+    pub(super) fn ask_lost_link(&mut self, now: Duration) {
+        let Some(link) = self.link.as_mut().filter(|link| !link.usable) else { return };
+        let (path, id) = (link.path, link.detector.ping(now));
+        let sealed = super::sealed_frame(&Frame::Ping { id }, |buffer, len| {
+            link.keys.sealing.seal(Content::Control, buffer, len).ok()
+        });
+        if let Some(datagram) = sealed {
+            self.transmit(path, datagram);
         }
     }
 

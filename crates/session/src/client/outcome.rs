@@ -123,17 +123,23 @@ impl Client {
     ) {
         let at = now + retry_after.clamp(RETRY_AFTER_MIN, RETRY_AFTER_MAX);
         let gateway = confirming.gateway;
-        let again = match course(reason) {
-            Course::SameClaim => Some(Again { at, gateway, claim: Some(confirming.claim) }),
+        let course = course(reason);
+        if course == Course::End {
+            return self.terminate(now, reason);
+        }
+        // protocol.md §5.6
+        if !self.sequence.go_past(current_attach_seq) {
+            return self.terminate(now, Reason::AttemptsExceeded);
+        }
+        let again = match course {
+            Course::SameClaim if !retry_after.is_zero() => {
+                Some(Again { at, gateway, claim: Some(confirming.claim) })
+            }
             Course::SameGateway if reason == Reason::StaleAttempt => {
-                if !self.sequence.go_past(current_attach_seq) {
-                    return self.terminate(now, Reason::AttemptsExceeded);
-                }
                 Some(Again { at: now, gateway, claim: None })
             }
-            Course::SameGateway => Some(Again { at, gateway, claim: None }),
-            Course::NextGateway => None,
-            Course::End => return self.terminate(now, reason),
+            Course::SameClaim | Course::SameGateway => Some(Again { at, gateway, claim: None }),
+            Course::NextGateway | Course::End => None,
         };
         self.search_on(now, again, reason);
     }

@@ -54,6 +54,22 @@ fn a_forged_hint_moves_nothing_and_a_true_one_reattaches_to_the_same_gateway() {
 }
 
 #[test]
+fn a_true_hint_for_keys_that_the_gateway_still_holds_costs_a_ping_and_no_epoch() {
+    let mut world = World::attached(2, 52);
+    let owner = world.owner();
+    let path = *world.paths.keys().next().unwrap();
+    let hint = Gate::new(&keys().0).hint_datagram(ReceiverIndex(world.active(owner)));
+    let now = world.clock();
+    world.client.handle_datagram(now, path, &mut hint.to_vec());
+    world.settle();
+    assert_eq!(world.client.status().state, State::Reattaching);
+    world.run(MS * 200);
+    assert_eq!(world.client.status().state, State::Attached);
+    assert_eq!(world.client.status().epoch, Epoch(1));
+    assert!(world.upload(b"goes on"));
+}
+
+#[test]
 fn garbage_of_every_type_and_length_is_dropped_and_counted() {
     let mut world = World::attached(2, 42);
     let path = *world.paths.keys().next().unwrap();
