@@ -38,7 +38,7 @@ pub struct Plan {
     pub devices: usize,
     /// The inner network's way back.
     pub return_route: ReturnRoute,
-    /// TOML tables added to the configuration of every control replica.
+    /// Settings (TOML) added to the configuration of every control replica.
     pub control_settings: String,
     /// TOML tables added to the configuration of every gateway.
     pub gateway_settings: String,
@@ -110,7 +110,7 @@ impl Cluster {
             Store::Etcd => Some(Etcd::start(&network.stores, run.path())?),
         };
         let store = match &etcd {
-            None => StoreConfig::Embedded(run.path().join("store")),
+            None => StoreConfig::Embedded(run.path().join("control.redb")),
             Some(etcd) => StoreConfig::Etcd(etcd.endpoints().to_vec()),
         };
         let devices = (0..plan.devices).map(|_| None).collect();
@@ -157,7 +157,9 @@ impl Cluster {
             self.run.path(),
         )?;
         let process = Process::spawn(&name, command, self.run.path())?;
-        process.wait_for("that it serves", Mark::default(), READY_MAX, |line| line.contains("serving"))?;
+        process.wait_for("that it serves", Mark::default(), READY_MAX, |line| {
+            line.contains(r#""message":"ready""#)
+        })?;
         Ok(process)
     }
 

@@ -99,7 +99,7 @@ impl Pki {
     ) -> Result<Identity> {
         let mut arguments = vec!["--role", role, "--name", name];
         arguments.extend(hosts.iter().flat_map(|host| ["--host", host.as_str()]));
-        arguments.extend(valid_for.iter().flat_map(|time| ["--valid-for", time]));
+        arguments.extend(valid_for.iter().flat_map(|time| ["--validity", time]));
         self.run(&["issue"], &arguments)?;
         Ok(Identity {
             ca: self.dir.join("ca.pem"),
@@ -124,13 +124,6 @@ pub enum StoreConfig {
     Etcd(Vec<String>),
 }
 
-/// The node lease of the lab's clusters.
-#[derive(Debug, Clone, Copy)]
-pub struct LeaseTimes {
-    /// Time to live.
-    pub ttl: Duration,
-}
-
 /// The command that runs a control replica.
 ///
 /// # Errors
@@ -143,20 +136,18 @@ pub fn control(
     more: &str,
     dir: &Path,
 ) -> Result<Command> {
+    let store = match store {
+        StoreConfig::Embedded(path) => format!("embedded:{}", path.display()),
+        StoreConfig::Etcd(endpoints) => format!("etcd:{}", endpoints.join(",")),
+    };
+    let address = host.wan_socket(CONTROL_PORT);
     let mut config = String::new();
-    writeln!(config, "listen = \"{}\"", host.wan_socket(CONTROL_PORT))?;
-    writeln!(config, "pools = [\"{POOL}\"]\nroutes = [\"{LAN_NETWORK}\"]")?;
+    writeln!(config, "listen = \"{address}\"\nadvertise = \"{address}\"\nstore = {store:?}")?;
     writeln!(
         config,
-        "[tls]\nca = {:?}\ncertificate = {:?}\nkey = {:?}",
-        identity.ca, identity.certificate, identity.key
+        "pools = [\"{POOL}\"]\nroutes = [\"{LAN_NETWORK}\"]\netcd_keepalive_interval = \"500ms\""
     )?;
-    match store {
-        StoreConfig::Embedded(path) => writeln!(config, "[store]\nkind = \"embedded\"\npath = {path:?}")?,
-        StoreConfig::Etcd(endpoints) => {
-            writeln!(config, "[store]\nkind = \"etcd\"\nendpoints = {endpoints:?}")?
-        }
-    }
+    writeln!(config, "ca = {:?}\ncert = {:?}\nkey = {:?}", identity.ca, identity.certificate, identity.key)?;
     config.push_str(more);
     with_config(host, "jump-control", &["serve"], name, &config, dir)
 }
