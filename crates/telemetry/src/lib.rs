@@ -10,6 +10,7 @@ pub mod docs;
 pub mod log;
 pub mod metrics;
 pub mod sink;
+pub mod timeline;
 pub mod trace;
 
 pub use correlation::{CORRELATION_KEY, Correlation, InvalidCorrelation};
