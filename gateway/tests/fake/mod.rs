@@ -191,6 +191,7 @@ impl GatewayService for Service {
             cluster_keys: vec![self.cluster.to_vec()],
             grant_keys: vec![self.grants.public().to_vec()],
             pools: vec!["10.213.0.0/24".to_owned()],
+            ..RegisterResponse::default()
         }))
     }
 
