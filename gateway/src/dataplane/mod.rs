@@ -92,8 +92,8 @@ impl Default for Limits {
             handshakes_max: 4096,
             claims_max: 1024,
             sessions_max: 50_000,
-            source_rate: Rate { per_second: 100, burst: 200 },
-            cookie_above_per_second: 500,
+            source_rate: Rate { per_second: 500, burst: 1000 },
+            cookie_above_per_second: 1000,
             hint_rate: Rate { per_second: 10_000, burst: 2_000 },
             timing: Timing::default(),
         }
