@@ -140,7 +140,8 @@ impl Bindings {
         lock(&self.state).sessions.get(&id).cloned()
     }
 
-    /// Up to `limit` sessions after `after` that `filter` takes.
+    /// Up to `limit` sessions after `after` that `filter` takes. The filter runs under the cache's lock: it must not ask
+    /// the cache.
     pub fn sessions_after(
         &self,
         after: Option<SessionId>,

@@ -2,12 +2,14 @@
 //!
 //! Every replica may run it at once: each step is a compare-and-swap.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use jump_proto::store_v1::{AddressRecord, TokenRecord};
-use jump_session::ids::Revision;
+use jump_session::ids::{Incarnation, NodeId, Revision};
 use jump_session::ownership::{self, DeviceStanding, Phase, UnixMillis, View};
+use jump_session::policy::SessionPolicy;
 use tokio_util::sync::CancellationToken;
 
 use crate::arbiter::{Arbiter, ArbiterError};
@@ -45,7 +47,12 @@ pub async fn run(arbiter: Arc<Arbiter>, stop: CancellationToken) {
 /// Applies [`ownership::expire`] to every session that the cache says is due; the store has the last word.
 pub async fn expire_due(arbiter: &Arbiter) {
     let now = clock::unix_millis();
-    let due = arbiter.bindings.sessions_after(None, RANGE_LIMIT_MAX, |session| is_due(arbiter, session, now));
+    // Taken before, not inside the filter: the filter runs under the cache's lock.
+    let runs: BTreeMap<NodeId, Incarnation> =
+        arbiter.bindings.nodes().into_iter().map(|(node, _)| (node.id.clone(), node.incarnation)).collect();
+    let due = arbiter
+        .bindings
+        .sessions_after(None, RANGE_LIMIT_MAX, |session| is_due(session, &runs, &arbiter.policy, now));
     for session in due {
         let id = session.record.id;
         match arbiter.expire(id).await {
@@ -68,8 +75,14 @@ pub async fn expire_due(arbiter: &Arbiter) {
     }
 }
 
-fn is_due(arbiter: &Arbiter, session: &StoredSession, now: UnixMillis) -> bool {
-    let registered = session.record.owner().is_some_and(|owner| arbiter.bindings.is_registered(owner));
+fn is_due(
+    session: &StoredSession,
+    runs: &BTreeMap<NodeId, Incarnation>,
+    policy: &SessionPolicy,
+    now: UnixMillis,
+) -> bool {
+    let registered =
+        session.record.owner().is_some_and(|owner| runs.get(&owner.node) == Some(&owner.incarnation));
     let view = View {
         claimant_registered: false,
         claimant_draining: false,
@@ -77,7 +90,7 @@ fn is_due(arbiter: &Arbiter, session: &StoredSession, now: UnixMillis) -> bool {
         target_registered: false,
         device: DeviceStanding::Active,
     };
-    ownership::expire(&session.record, &view, &arbiter.policy, now).is_some()
+    ownership::expire(&session.record, &view, policy, now).is_some()
 }
 
 /// Forgets old tombstones, used or expired tokens, and addresses that have rested.
