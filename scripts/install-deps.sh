@@ -5,6 +5,7 @@
 # usage: scripts/install-deps.sh GROUP...
 #   build     protoc with its well-known types, a C compiler for the cryptography library
 #   demo      network namespaces
+#   iperf     the traffic generator and the offload switches of the forwarding benchmark
 #   etcd      the etcd server of the three-node store
 #   embedded  nothing (the store is part of jump-control)
 #   test      packet capture, for checks that a paused gateway forwards nothing; the syslog server of the audit tests
@@ -46,6 +47,10 @@ for group in "$@"; do
         demo)
             need iproute2 command -v ip
             ;;
+        iperf)
+            need iperf3 command -v iperf3
+            need ethtool command -v ethtool
+            ;;
         etcd)
             need etcd-server command -v etcd
             ;;
@@ -59,7 +64,7 @@ for group in "$@"; do
             need prometheus command -v promtool
             ;;
         *)
-            echo "install-deps: unknown group '$group'; the groups are build, demo, etcd, embedded, test and observability" >&2
+            echo "install-deps: unknown group '$group'; the groups are build, demo, iperf, etcd, embedded, test and observability" >&2
             exit 2
             ;;
     esac

@@ -4,10 +4,15 @@
 
 pub mod batch;
 pub mod clock;
+pub mod exchange;
 pub mod health;
+pub mod memory;
 pub mod network;
+pub mod path;
 pub mod poll;
+pub mod quic;
 #[expect(unsafe_code, reason = "batched socket calls and TUN ioctls have no safe wrapper; they are all here")]
 mod sys;
+pub mod tcp;
 pub mod tun;
 pub mod udp;

@@ -4,6 +4,7 @@ use std::io;
 use std::mem::{self, MaybeUninit};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
 use std::os::fd::{AsRawFd, BorrowedFd};
+use std::time::Duration;
 
 use libc::{c_int, c_uint, c_void};
 
@@ -219,6 +220,20 @@ pub(crate) fn option(fd: BorrowedFd<'_>, level: c_int, name: c_int) -> io::Resul
     // SAFETY: the value is a live c_int, and `len` tells the kernel its size.
     let result = unsafe { libc::getsockopt(fd.as_raw_fd(), level, name, (&raw mut value).cast(), &mut len) };
     check(result).map(|()| value)
+}
+
+/// The kernel's smoothed round-trip time of a TCP socket and its variation.
+pub(crate) fn tcp_rtt(fd: BorrowedFd<'_>) -> io::Result<(Duration, Duration)> {
+    // SAFETY: tcp_info is plain integers, for which zero bytes are a value.
+    let mut info: libc::tcp_info = unsafe { mem::zeroed() };
+    let mut len = mem::size_of::<libc::tcp_info>() as u32;
+    // SAFETY: the value is a live tcp_info, and `len` tells the kernel its size.
+    let result = unsafe {
+        libc::getsockopt(fd.as_raw_fd(), libc::IPPROTO_TCP, libc::TCP_INFO, (&raw mut info).cast(), &mut len)
+    };
+    check(result)?;
+    let micros = |m: u32| Duration::from_micros(m.into());
+    Ok((micros(info.tcpi_rtt), micros(info.tcpi_rttvar)))
 }
 
 /// Name and flags (`IFF_*`) of the TUN interface behind a descriptor.

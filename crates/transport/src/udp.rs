@@ -1,6 +1,7 @@
 //! The UDP adapter: non-blocking sockets with GSO, GRO and batched system calls where the kernel has them.
 
 mod send;
+mod transport;
 
 use std::io;
 use std::net::{IpAddr, SocketAddr, SocketAddrV6};
@@ -14,6 +15,7 @@ use crate::batch::Datagram;
 use crate::sys;
 
 pub use send::{DATAGRAM_LEN_MAX, Flushed, SendBatch};
+pub use transport::UdpTransport;
 
 /// Messages of one batched receive; each can be a GRO run of up to 64 datagrams.
 const RECEIVE_MESSAGES: usize = 32;

@@ -136,21 +136,18 @@ pub fn control(
     more: &str,
     dir: &Path,
 ) -> Result<Command> {
+    let store = match store {
+        StoreConfig::Embedded(path) => format!("embedded:{}", path.display()),
+        StoreConfig::Etcd(endpoints) => format!("etcd:{}", endpoints.join(",")),
+    };
     let address = host.wan_socket(CONTROL_PORT);
     let mut config = String::new();
-    writeln!(config, "listen = \"{address}\"\npools = [\"{POOL}\"]\nroutes = [\"{LAN_NETWORK}\"]")?;
+    writeln!(config, "listen = \"{address}\"\nadvertise = \"{address}\"\nstore = {store:?}")?;
     writeln!(
         config,
-        "[tls]\nca = {:?}\ncertificate = {:?}\nkey = {:?}",
-        identity.ca, identity.certificate, identity.key
+        "pools = [\"{POOL}\"]\nroutes = [\"{LAN_NETWORK}\"]\netcd_keepalive_interval = \"500ms\""
     )?;
-    match store {
-        StoreConfig::Embedded(path) => writeln!(config, "[store]\nkind = \"embedded\"\npath = {path:?}")?,
-        StoreConfig::Etcd(endpoints) => writeln!(
-            config,
-            "[store]\nkind = \"etcd\"\nendpoints = {endpoints:?}\nkeepalive_interval = \"500ms\""
-        )?,
-    }
+    writeln!(config, "ca = {:?}\ncert = {:?}\nkey = {:?}", identity.ca, identity.certificate, identity.key)?;
     config.push_str(more);
     with_config(host, "jump-control", &["serve"], name, &config, dir)
 }

@@ -3,6 +3,8 @@
 mod checksum;
 mod coalesce;
 mod flow;
+#[doc(hidden)]
+pub mod raw;
 mod route;
 mod split;
 mod vnet;
