@@ -60,7 +60,7 @@ struct IssueArgs {
     #[arg(long = "host", value_name = "HOST")]
     hosts: Vec<String>,
     /// How long the certificate is valid
-    #[arg(long, default_value = "90d", value_parser = humantime::parse_duration)]
+    #[arg(long, alias = "valid-for", default_value = "90d", value_parser = humantime::parse_duration)]
     validity: Duration,
 }
 

@@ -153,7 +153,7 @@ impl Config {
             .check(heartbeat_timeout >= MOMENT * 6, "supervisor.heartbeat_timeout must be at least 300ms");
         let drain = DrainConfig {
             deadline: settings.duration("drain.deadline", Duration::from_secs(10)),
-            linger: settings.duration("drain.linger", Duration::ZERO),
+            linger: settings.duration("drain.linger", Duration::from_millis(500)),
         };
         let limits = limits(settings);
         let handshake_threads = settings.or("limits.handshake_threads", "a number from 1 to 64", 1usize);

@@ -55,6 +55,13 @@ impl Orders {
         Ok(())
     }
 
+    /// Ends the data plane's thread at once, or as soon as it has room for the order.
+    fn shut_down(&self) {
+        // A full queue belongs to a thread that nobody gives orders any more: it ends with its process.
+        let _ = self.queue.try_send(Command::Shutdown);
+        self.waker.wake();
+    }
+
     /// Stops a session in `epoch` and every earlier one; returns once nothing of it is forwarded any more.
     ///
     /// # Errors
@@ -78,6 +85,26 @@ impl Orders {
         let (answer, list) = oneshot::channel();
         self.give(Command::List(answer)).await?;
         list.await.map_err(|_| DataPlaneEnded)
+    }
+}
+
+/// Ends forwarding and the data plane's thread when dropped, however the worker ends.
+pub struct Ending {
+    guard: Guard,
+    orders: Orders,
+}
+
+impl Ending {
+    /// Ends what `guard` and `orders` belong to.
+    pub fn new(guard: Guard, orders: Orders) -> Self {
+        Self { guard, orders }
+    }
+}
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        self.guard.revoke();
+        self.orders.shut_down();
     }
 }
 

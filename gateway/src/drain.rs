@@ -79,6 +79,7 @@ pub async fn drain(context: &Arc<Context>, config: DrainConfig) -> Result<(), Da
     give_up(context).await?;
     tracing::info!(took_ms = started.elapsed().as_millis() as u64, "drained");
     if sessions > 0 {
+        // Records that clients sent before they heard of their new owner, and packets that still come this way.
         tokio::time::sleep(config.linger).await;
     }
     Ok(())

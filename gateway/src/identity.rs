@@ -92,3 +92,56 @@ fn speaks_for(names: &[String], node: &NodeId) -> Result<(), String> {
         None => Err("is not one of the gateway role".to_owned()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The errors of loading an identity with this role name, valid until the first day of `year`.
+    fn errors_of(role: &str, year: i32) -> String {
+        let dir = tempfile::tempdir().unwrap();
+        let key = rcgen::KeyPair::generate().unwrap();
+        let mut params = rcgen::CertificateParams::new(vec!["gw-1".to_owned()]).unwrap();
+        params.subject_alt_names.push(rcgen::SanType::URI(role.try_into().unwrap()));
+        let ca = params.self_signed(&key).unwrap().pem();
+        params.not_before = rcgen::date_time_ymd(2020, 1, 1);
+        params.not_after = rcgen::date_time_ymd(year, 1, 1);
+        let tls = Tls {
+            ca: dir.path().join("ca.pem"),
+            certificate: dir.path().join("gw.pem"),
+            key: dir.path().join("gw-key.pem"),
+        };
+        std::fs::write(&tls.ca, ca).unwrap();
+        std::fs::write(&tls.certificate, params.self_signed(&key).unwrap().pem()).unwrap();
+        std::fs::write(&tls.key, key.serialize_pem()).unwrap();
+        load(&tls, &"gw-1".parse().unwrap()).err().map(|errors| errors.to_string()).unwrap_or_default()
+    }
+
+    #[test]
+    fn a_certificate_of_this_node_is_taken() {
+        assert_eq!(errors_of("spiffe://jumping-vpn/gateway/gw-1", 4000), "");
+        assert_eq!(errors_of("spiffe://jumping-vpn/gateway/gw-*", 4000), "");
+    }
+
+    #[test]
+    fn an_expired_certificate_one_of_another_node_and_one_of_another_role_are_refused_with_advice() {
+        for (role, year, part) in [
+            ("spiffe://jumping-vpn/gateway/gw-1", 2021, "has expired"),
+            ("spiffe://jumping-vpn/gateway/gw-2", 4000, "names gateway \"gw-2\""),
+            ("spiffe://jumping-vpn/gateway/x*", 4000, "names gateway \"x*\""),
+            ("spiffe://jumping-vpn/operator/gw-1", 4000, "not one of the gateway role"),
+        ] {
+            let errors = errors_of(role, year);
+            assert!(errors.contains(part) && errors.contains("jump-control pki issue"), "{errors}");
+            assert_eq!(errors.lines().count(), 1, "{errors}");
+        }
+    }
+
+    #[test]
+    fn all_missing_files_are_reported_together() {
+        let missing = || "/nonexistent/file.pem".into();
+        let tls = Tls { ca: missing(), certificate: missing(), key: missing() };
+        let errors = load(&tls, &"gw-1".parse().unwrap()).unwrap_err();
+        assert_eq!(errors.to_string().lines().count(), 3);
+    }
+}

@@ -27,7 +27,7 @@ use uuid::Uuid;
 use crate::attach::{Claims, release};
 use crate::bindings::{Directory, follow};
 use crate::config::Config;
-use crate::context::{Context, Orders, Roster};
+use crate::context::{Context, Ending, Orders, Roster};
 use crate::control::{ConnectError, Control};
 use crate::dataplane::engine::{Engine, Shared, Sockets};
 use crate::dataplane::{COMMANDS_MAX, DataPlane, EVENTS_MAX, Event, INITS_MAX, Note, Setup, What};
@@ -193,6 +193,7 @@ pub async fn run(
     let engine =
         Engine { plane, sockets, commands, waker, guard: guard.clone(), shared: Arc::clone(&shared) };
     let mut ended = start_data_plane(engine)?;
+    let ending = Ending::new(guard.clone(), orders.clone());
     dataplane_runs.store(true, Ordering::Release);
     ready.store(true, Ordering::Release);
     tracing::info!(
@@ -235,10 +236,10 @@ pub async fn run(
         }
     };
     // Nothing is forwarded from here on, whatever the other parts still do.
-    guard.revoke();
+    drop(ending);
     ready.store(false, Ordering::Release);
-    if orders.give(crate::dataplane::Command::Shutdown).await.is_ok() {
-        let _ = ended.await;
+    if !matches!(outcome, Err(WorkerError::DataPlane(_))) {
+        let _ = tokio::time::timeout(Duration::from_secs(1), ended).await;
     }
     context.cancel.cancel();
     if outcome.is_ok() {

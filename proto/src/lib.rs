@@ -1,5 +1,6 @@
 //! The gRPC contract of Jumping VPN: generated code and conversions to domain values.
 
+pub mod convert;
 pub mod token;
 
 /// Generated code of `jump.control.v1`, `jump.client.v1` and `jump.store.v1`; documented in the `.proto` files.

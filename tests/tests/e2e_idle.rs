@@ -24,7 +24,7 @@ fn an_idle_session_stays_under_four_kibibytes_of_resident_memory() {
     let plan = Plan {
         gateways: 1,
         return_route: jump_tests::lab::network::ReturnRoute::Gateway(0),
-        control_settings: "sessions_per_device_max = 100000\n".to_owned(),
+        control_settings: "[policy]\nsessions_per_device_max = 100000\n".to_owned(),
         gateway_settings: "[limits]\nattach_per_second = 100000\nattach_burst = 100000\n\
                            cookie_above_per_second = 100000\n"
             .to_owned(),

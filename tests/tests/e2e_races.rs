@@ -17,7 +17,8 @@ use jump_tests::support;
 /// A cluster whose policy does not bound how often a session moves: here moving is the point.
 fn cluster(label: &'static str) -> Cluster {
     let plan = Plan {
-        control_settings: "switches_per_minute_max = 1000000\nswitch_cooldown = \"0s\"\n".to_owned(),
+        control_settings: "[policy]\nswitches_per_minute_max = 1000000\nswitch_cooldown = \"0s\"\n"
+            .to_owned(),
         gateway_settings: "[limits]\nattach_per_second = 100000\nattach_burst = 100000\n\
                            cookie_above_per_second = 100000\n"
             .to_owned(),

@@ -1,5 +1,7 @@
 //! What the tests start: stores of both kinds, on free ports and in directories that vanish.
 
+pub mod cluster;
+
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};

@@ -69,7 +69,7 @@ pub struct Flags {
     /// How long sessions may take to move away on SIGTERM [default: 10s]
     #[arg(long, env = "JUMP_GATEWAY_DRAIN_DEADLINE", value_name = "VALUE")]
     pub drain_deadline: Option<String>,
-    /// How long packets are still relayed once all sessions have moved [default: 0s]
+    /// How long packets are still relayed once all sessions have moved [default: 500ms]
     #[arg(long, env = "JUMP_GATEWAY_DRAIN_LINGER", value_name = "VALUE")]
     pub drain_linger: Option<String>,
     /// Unconfirmed handshakes kept [default: 4096]
@@ -81,13 +81,13 @@ pub struct Flags {
     /// Sessions carried here [default: 50000]
     #[arg(long, env = "JUMP_GATEWAY_LIMITS_SESSIONS_MAX", value_name = "VALUE")]
     pub limits_sessions_max: Option<String>,
-    /// First messages per second and source prefix [default: 100]
+    /// First messages per second and source prefix [default: 500]
     #[arg(long, env = "JUMP_GATEWAY_LIMITS_ATTACH_PER_SECOND", value_name = "VALUE")]
     pub limits_attach_per_second: Option<String>,
-    /// First messages at once per source prefix [default: 200]
+    /// First messages at once per source prefix [default: 1000]
     #[arg(long, env = "JUMP_GATEWAY_LIMITS_ATTACH_BURST", value_name = "VALUE")]
     pub limits_attach_burst: Option<String>,
-    /// First messages per second above which cookies are asked for [default: 500]
+    /// First messages per second above which cookies are asked for [default: 1000]
     #[arg(long, env = "JUMP_GATEWAY_LIMITS_COOKIE_ABOVE_PER_SECOND", value_name = "VALUE")]
     pub limits_cookie_above_per_second: Option<String>,
     /// Threads that answer handshakes [default: 1]

@@ -3,6 +3,8 @@
 
 use jump_crypto::ids::{Epoch, SessionId};
 
+use jump_session::reason::Reason;
+
 use super::route::{NodeRef, Target};
 use super::session::Entry;
 use super::{BindingPhase, BindingUpdate, DataPlane, StopCause, Tick, Wire};
@@ -69,6 +71,23 @@ impl DataPlane {
             BindingPhase::Handover { from: NodeRef::OWN } if update.epoch == epoch => None,
             BindingPhase::Owned(_) | BindingPhase::Handover { .. } | BindingPhase::Released(_) => {
                 Some(Some(StopCause::Moved))
+            }
+        }
+    }
+
+    /// Stops the sessions that neither the last snapshot nor the news since then mention: a snapshot leaves out what has
+    /// ended, and their end may have come while no stream was open.
+    pub(super) fn stop_unmentioned<W: Wire>(&mut self, tick: Tick, wire: &mut W) {
+        for (id, epoch) in self.list() {
+            let mentioned = self.carried(id).is_some_and(|local| match self.entries.get(local) {
+                Some(Entry::Session(session)) => {
+                    session.inner.iter().any(|address| self.routes.is_current(address))
+                }
+                Some(Entry::Reserved | Entry::Handshake(_) | Entry::Retired(_)) | None => true,
+            });
+            if !mentioned {
+                let cause = StopCause::Terminated(Reason::SessionTerminated);
+                self.handle_stop(tick, id, epoch, cause, true, wire);
             }
         }
     }

@@ -172,7 +172,12 @@ impl Engine {
                 output.flush(&mut plane);
             }
             publish(&plane, &shared);
-            let timeout = if busy { Duration::ZERO } else { patience(plane.poll_timeout(), now.now) };
+            let timeout = match (busy, guard.holds(now.now)) {
+                (true, _) => Duration::ZERO,
+                (false, true) => patience(plane.poll_timeout(), now.now),
+                // Nothing that is due may be done.
+                (false, false) => WAIT_MAX,
+            };
             wait(
                 &[sockets.clients.as_fd(), sockets.mesh.as_fd(), sockets.tun.as_fd()],
                 &waker,
@@ -190,7 +195,7 @@ fn tick() -> Tick {
 
 fn patience(due: Option<Nanos>, now: Nanos) -> Duration {
     let until = due.map_or(WAIT_MAX, |due| Duration::from_nanos(due.saturating_sub(now)));
-    // A deadline that was just missed (no authority to act on it) must not turn into spinning.
+    // A deadline that was missed by a moment must not turn into spinning.
     until.clamp(Duration::from_millis(1), WAIT_MAX)
 }
 

@@ -62,6 +62,8 @@ pub const CLAIM_WAIT: Nanos = 15_000_000_000;
 /// How long the outcome of an attach is repeated, and retired keys still open records, in nanoseconds.
 const OUTCOME_WAIT: Nanos = 10_000_000_000;
 const RETIRED_WAIT: Nanos = 2_000_000_000;
+/// How long the stream may take to mention a session that a snapshot did not contain, in nanoseconds.
+const SNAPSHOT_GRACE: Nanos = 1_000_000_000;
 /// How long a fenced epoch is remembered, in nanoseconds; longer than any attach call may take.
 const FENCE_MEMORY: Nanos = 60_000_000_000;
 
@@ -90,8 +92,8 @@ impl Default for Limits {
             handshakes_max: 4096,
             claims_max: 1024,
             sessions_max: 50_000,
-            source_rate: Rate { per_second: 100, burst: 200 },
-            cookie_above_per_second: 500,
+            source_rate: Rate { per_second: 500, burst: 1000 },
+            cookie_above_per_second: 1000,
             hint_rate: Rate { per_second: 10_000, burst: 2_000 },
             timing: Timing::default(),
         }
@@ -147,6 +149,8 @@ pub struct DataPlane {
     /// The highest epoch of each session that is over here.
     fences: HashMap<SessionId, (Epoch, Nanos)>,
     fence_order: VecDeque<(Nanos, SessionId)>,
+    /// When sessions that the last snapshot and the news after it do not mention are over.
+    snapshot_due: Option<Nanos>,
     sources: SourceLimiter,
     hints: Bucket,
     load: admission::Load,
@@ -182,6 +186,7 @@ impl DataPlane {
             retired: VecDeque::new(),
             fences: HashMap::new(),
             fence_order: VecDeque::new(),
+            snapshot_due: None,
             hints: Bucket::default(),
             load: admission::Load::default(),
             inits: setup.inits,
@@ -249,6 +254,9 @@ impl DataPlane {
                 self.entries.remove(local, Rest::Long, now);
             }
         }
+        if self.snapshot_due.take_if(|due| *due <= now).is_some() {
+            self.stop_unmentioned(tick, wire);
+        }
         let expired = self.parking.expire(now);
         self.counters.drop_many(DropReason::ParkingExpired, expired);
         while let Some((_, session)) = take_due(&mut self.fence_order, now) {
@@ -267,10 +275,8 @@ impl DataPlane {
     /// When [`Self::handle_timers`] has something to do next.
     pub fn poll_timeout(&self) -> Option<Nanos> {
         let front = |queue: &VecDeque<(Nanos, u32)>| queue.front().map(|(due, _)| *due);
-        [self.timers.next(), front(&self.waiting), front(&self.claiming), front(&self.retired)]
-            .into_iter()
-            .flatten()
-            .min()
+        let queues = [&self.waiting, &self.claiming, &self.retired];
+        [self.timers.next(), self.snapshot_due].into_iter().chain(queues.map(front)).flatten().min()
     }
 
     fn arm(&mut self, local: u32) {

@@ -49,8 +49,14 @@ impl DataPlane {
                     self.handle_binding(tick, update, authority, wire);
                 }
             }
-            Command::SnapshotBegins => self.routes.begin_snapshot(),
-            Command::SnapshotComplete => self.routes.complete_snapshot(),
+            Command::SnapshotBegins => {
+                self.routes.begin_snapshot();
+                self.snapshot_due = None;
+            }
+            Command::SnapshotComplete => {
+                self.routes.complete_snapshot();
+                self.snapshot_due = Some(tick.now.saturating_add(super::SNAPSHOT_GRACE));
+            }
             Command::Link(link) => {
                 let node = link.node;
                 self.links.add(*link);

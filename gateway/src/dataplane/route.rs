@@ -95,6 +95,11 @@ impl Routes {
         self.complete = true;
     }
 
+    /// True when the way to `address` was seen in the current snapshot or since.
+    pub(crate) fn is_current(&self, address: IpAddr) -> bool {
+        self.get(address).is_some_and(|route| route.snapshot == self.snapshot)
+    }
+
     /// True when `address` lies in one of the inner pools.
     pub(crate) fn in_pools(&self, address: IpAddr) -> bool {
         self.pools.iter().any(|pool| pool.contains(&address))

@@ -136,18 +136,21 @@ pub fn control(
     more: &str,
     dir: &Path,
 ) -> Result<Command> {
-    let store = match store {
-        StoreConfig::Embedded(path) => format!("embedded:{}", path.display()),
-        StoreConfig::Etcd(endpoints) => format!("etcd:{}", endpoints.join(",")),
-    };
     let address = host.wan_socket(CONTROL_PORT);
     let mut config = String::new();
-    writeln!(config, "listen = \"{address}\"\nadvertise = \"{address}\"\nstore = {store:?}")?;
+    writeln!(config, "listen = \"{address}\"\npools = [\"{POOL}\"]\nroutes = [\"{LAN_NETWORK}\"]")?;
     writeln!(
         config,
-        "pools = [\"{POOL}\"]\nroutes = [\"{LAN_NETWORK}\"]\netcd_keepalive_interval = \"500ms\""
+        "[tls]\nca = {:?}\ncertificate = {:?}\nkey = {:?}",
+        identity.ca, identity.certificate, identity.key
     )?;
-    writeln!(config, "ca = {:?}\ncert = {:?}\nkey = {:?}", identity.ca, identity.certificate, identity.key)?;
+    match store {
+        StoreConfig::Embedded(path) => writeln!(config, "[store]\nkind = \"embedded\"\npath = {path:?}")?,
+        StoreConfig::Etcd(endpoints) => writeln!(
+            config,
+            "[store]\nkind = \"etcd\"\nendpoints = {endpoints:?}\nkeepalive_interval = \"500ms\""
+        )?,
+    }
     config.push_str(more);
     with_config(host, "jump-control", &["serve"], name, &config, dir)
 }

@@ -185,3 +185,27 @@ fn a_session_given_up_at_the_deadline_is_told_where_to_go() {
     client.send_packet(&mut old, &packet(inner(1), server(), b"given up"));
     assert!(old.wire.inner.is_empty());
 }
+
+#[test]
+fn a_session_that_a_new_snapshot_does_not_mention_ends_and_a_mentioned_or_younger_one_does_not() {
+    let mut cluster = Cluster::new();
+    let mut node = Node::new(&mut cluster, OLD);
+    let mut clients: Vec<Client> = (1..=3).map(|number| Client::new(&mut cluster, number)).collect();
+    for number in [1, 2] {
+        clients[usize::from(number) - 1].attach(&mut node, session(number), 1, &[inner(number)]);
+    }
+    node.command(Command::SnapshotBegins);
+    node.bind(session(2), 1, &[inner(2)], BindingPhase::Owned(NodeRef::OWN));
+    clients[2].attach(&mut node, session(3), 1, &[inner(3)]);
+    node.command(Command::SnapshotComplete);
+    assert_eq!(node.plane.sessions(), 3, "news under way was not waited for");
+    node.advance(2 * SECOND);
+    assert_eq!(node.plane.sessions(), 2);
+    let told = clients[0].frames(&mut node);
+    assert_eq!(told, [Frame::Terminated { reason: Reason::SessionTerminated }]);
+    for number in [2, 3] {
+        let client = &mut clients[usize::from(number) - 1];
+        client.send_packet(&mut node, &packet(inner(number), server(), b"on"));
+    }
+    assert_eq!(node.wire.inner.len(), 2);
+}

@@ -1,0 +1,163 @@
+//! The birth of a session: its id, its addresses, its place among the device's sessions.
+
+use jump_proto::store_v1::DeviceRecord;
+use jump_session::ids::{AttemptId, DeviceKey, SessionId};
+use jump_session::ownership::{
+    self, AttachRequest, Change, Phase, RETRY_AFTER, Refusal, Transition, UnixMillis,
+};
+use jump_session::reason::Reason;
+use prost::Message;
+use ring::digest;
+use std::net::IpAddr;
+
+use super::{Arbiter, ArbiterError, Facts, blank};
+use crate::addresses::{self, CANDIDATES, Free};
+use crate::layout::{self, StoredSession};
+use crate::store::{Compare, Op};
+
+/// How many rounds of candidates are looked up in each pool.
+const ROUNDS_MAX: usize = 8;
+
+/// A transition with what else its transaction compares and writes.
+pub(super) type Write = (Transition, Vec<Compare>, Vec<Op>);
+
+/// The id of the session that `attempt` of `device` gives birth to: the same for every retry, at every replica.
+pub fn session_id(device: &DeviceKey, attempt: AttemptId) -> SessionId {
+    let digest = derive(b"jumping-vpn session v1", device, attempt);
+    SessionId::from_uuid(uuid::Builder::from_custom_bytes(digest).into_uuid())
+}
+
+fn derive(label: &[u8], device: &DeviceKey, attempt: AttemptId) -> [u8; 16] {
+    let mut context = digest::Context::new(&digest::SHA256);
+    context.update(label);
+    context.update(device.as_bytes());
+    context.update(&attempt.to_bytes());
+    let digest = context.finish();
+    let (head, _) = digest.as_ref().split_first_chunk().expect("SHA-256 has 32 bytes");
+    *head
+}
+
+impl Arbiter {
+    /// Decides a birth and finds its addresses. The inner refusal is the client's answer.
+    pub(super) async fn birth(
+        &self,
+        id: SessionId,
+        facts: &Facts,
+        request: &AttachRequest,
+        now: UnixMillis,
+    ) -> Result<Result<Write, Refusal>, ArbiterError> {
+        // Who may not attach does not make anyone look for addresses.
+        let decide = |inner: Vec<IpAddr>, name: String| {
+            let correlation = derive(b"jumping-vpn correlation v1", &request.device, request.attempt);
+            ownership::birth(id, inner, name, correlation, &facts.view, request, &self.policy, now)
+        };
+        let Some((device, _)) = &facts.device else {
+            return Ok(decide(Vec::new(), String::new()).map(|never| (never, Vec::new(), Vec::new())));
+        };
+        let placeholder = vec![IpAddr::from([0, 0, 0, 0])];
+        if let Err(refusal) = decide(placeholder, String::new()) {
+            return Ok(Err(refusal));
+        }
+        let mut device = device.clone();
+        if let Err(refusal) = self.make_room(&mut device, now).await? {
+            return Ok(Err(refusal));
+        }
+        let Some(free) = self.free_addresses(id, now).await? else {
+            return Ok(Err(blank(Reason::AddressPoolExhausted, RETRY_AFTER)));
+        };
+        let inner = free.iter().map(|free| free.address).collect();
+        let transition = match decide(inner, device.name.clone()) {
+            Ok(transition) => transition,
+            Err(refusal) => return Ok(Err(refusal)),
+        };
+        let (compares, mut ops): (Vec<_>, Vec<_>) = free.iter().map(|free| free.take(id)).unzip();
+        device.sessions.push(id.to_bytes().to_vec());
+        ops.push(Op::put(layout::device(&request.device), device.encode_to_vec()));
+        Ok(Ok((transition, compares, ops)))
+    }
+
+    /// Strikes ended sessions from the device's list. At the limit, a session that no live gateway owns gives way.
+    async fn make_room(
+        &self,
+        device: &mut DeviceRecord,
+        now: UnixMillis,
+    ) -> Result<Result<(), Refusal>, ArbiterError> {
+        let ids: Vec<SessionId> = device
+            .sessions
+            .iter()
+            .filter_map(|bytes| Some(SessionId::from_bytes(bytes.as_slice().try_into().ok()?)))
+            .collect();
+        let keys: Vec<String> = ids.iter().map(|id| layout::session(*id)).collect();
+        let found = self.store.read(&keys).await?.values;
+        let mut live: Vec<StoredSession> = Vec::new();
+        for stored in found.iter().flatten() {
+            let stored = StoredSession::read(stored)?;
+            let over =
+                matches!(stored.record.phase, Phase::Terminated { .. }) || stored.record.expires <= now;
+            if !over {
+                live.push(stored);
+            }
+        }
+        let limit = usize::try_from(self.policy.sessions_per_device_max).unwrap_or(usize::MAX);
+        if live.len() >= limit {
+            let idle = |stored: &&StoredSession| match stored.record.owner() {
+                None => true,
+                Some(owner) => !self.bindings.is_registered(owner),
+            };
+            let Some(oldest) = live.iter().filter(idle).min_by_key(|stored| stored.record.changed) else {
+                return Ok(Err(blank(Reason::SessionLimit, RETRY_AFTER)));
+            };
+            let oldest = oldest.record.id;
+            self.change(oldest, &Change::Terminate { by: None, reason: Reason::Superseded }).await?;
+            live.retain(|stored| stored.record.id != oldest);
+        }
+        device.sessions = live.iter().map(|stored| stored.record.id.to_bytes().to_vec()).collect();
+        Ok(Ok(()))
+    }
+
+    /// One free address of each pool; `None` when a pool has none.
+    async fn free_addresses(
+        &self,
+        id: SessionId,
+        now: UnixMillis,
+    ) -> Result<Option<Vec<Free>>, ArbiterError> {
+        let mut free = Vec::new();
+        for pool in self.pools.iter() {
+            let mut found = None;
+            for round in 0..ROUNDS_MAX {
+                let candidates =
+                    addresses::candidates(pool, id, round * CANDIDATES, |a| self.bindings.is_in_use(a));
+                if candidates.is_empty() {
+                    break;
+                }
+                let keys: Vec<String> = candidates.iter().map(|a| layout::address(*a)).collect();
+                let stored = self.store.read(&keys).await?.values;
+                let mut checked = candidates.iter().zip(&stored);
+                found = checked.find_map(|(address, stored)| Free::check(*address, stored.as_ref(), now));
+                if found.is_some() {
+                    break;
+                }
+            }
+            match found {
+                Some(address) => free.push(address),
+                None => return Ok(None),
+            }
+        }
+        Ok(Some(free))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_retry_of_an_attempt_names_the_same_session_and_another_attempt_does_not() {
+        let device = DeviceKey::from_bytes([1; 32]);
+        let first = session_id(&device, AttemptId::from_bytes([2; 16]));
+        assert_eq!(first, session_id(&device, AttemptId::from_bytes([2; 16])));
+        assert_ne!(first, session_id(&device, AttemptId::from_bytes([3; 16])));
+        assert_ne!(first, session_id(&DeviceKey::from_bytes([9; 32]), AttemptId::from_bytes([2; 16])));
+        assert_eq!(first.as_uuid().get_version_num(), 8);
+    }
+}

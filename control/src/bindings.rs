@@ -1,0 +1,380 @@
+//! What the store says, in memory: fed by a watch, served to gateways and operators, a wake-up for waiting attaches.
+//!
+//! The cache may lag. Nothing is granted from it: decisions read the store, the cache only says when to look again.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use futures::StreamExt;
+use jump_session::ids::{NodeId, Revision, SessionId};
+use jump_session::ownership::{Owner, Phase};
+use tokio::sync::{Notify, watch};
+use tokio_util::sync::CancellationToken;
+
+use crate::layout::{self, Node, StoredSession};
+use crate::store::{Event, KeyValue, SharedStore, StoreError, WatchBatch};
+
+/// How many deltas a watcher may be behind before it gets a new snapshot.
+pub const DELTAS_MAX: usize = 65_536;
+
+/// Pause before the store is listed again after a failure.
+const RELIST_PAUSE: Duration = Duration::from_millis(250);
+
+/// One change that watchers are told.
+#[derive(Debug, Clone)]
+pub enum Delta {
+    /// A session was written.
+    Session(Arc<StoredSession>),
+    /// A node registered, or its drain mark changed.
+    Node(Arc<Node>, bool),
+    /// A node's key is gone.
+    NodeGone(NodeId),
+}
+
+/// Why a waiting attach should look again.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Wake {
+    /// The session changed.
+    Session(SessionId),
+    /// The node registered or is gone.
+    Node(NodeId),
+}
+
+/// The cache. Shared by every service.
+#[derive(Debug)]
+pub struct Bindings {
+    state: Mutex<State>,
+    reached: watch::Sender<Revision>,
+    wakes: Mutex<HashMap<Wake, Arc<Notify>>>,
+    keys_changed: Arc<Notify>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    revision: Revision,
+    sessions: BTreeMap<SessionId, Arc<StoredSession>>,
+    addresses: BTreeMap<IpAddr, SessionId>,
+    /// Sessions that each node must stop.
+    handovers: BTreeMap<NodeId, BTreeSet<SessionId>>,
+    nodes: BTreeMap<NodeId, Arc<Node>>,
+    drains: BTreeSet<NodeId>,
+    deltas: VecDeque<(Revision, Delta)>,
+    /// Every delta after this revision is in `deltas`.
+    floor: Revision,
+    ready: bool,
+}
+
+/// Everything at one revision, for a watcher that starts.
+#[derive(Debug, Clone)]
+pub struct Everything {
+    /// The revision.
+    pub revision: Revision,
+    /// Sessions, ended ones included.
+    pub sessions: Vec<Arc<StoredSession>>,
+    /// Nodes, and whether each is drained.
+    pub nodes: Vec<(Arc<Node>, bool)>,
+}
+
+impl Default for Bindings {
+    fn default() -> Self {
+        Self {
+            state: Mutex::default(),
+            reached: watch::Sender::new(Revision(0)),
+            wakes: Mutex::default(),
+            keys_changed: Arc::new(Notify::new()),
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Bindings {
+    /// Follows the store until `stop`; lists again when the watch cannot resume.
+    pub async fn follow(self: Arc<Self>, store: SharedStore, stop: CancellationToken) {
+        loop {
+            let outcome = tokio::select! {
+                () = stop.cancelled() => return,
+                outcome = self.list_and_watch(&store) => outcome,
+            };
+            match outcome {
+                Err(StoreError::Compacted) => {
+                    tracing::info!("the store's history is compacted; listing again")
+                }
+                Err(error) => tracing::warn!(%error, "cannot follow the store; trying again"),
+                Ok(()) => return,
+            }
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = tokio::time::sleep(RELIST_PAUSE) => {}
+            }
+        }
+    }
+
+    /// Waits until the first listing is done.
+    pub async fn ready(&self) {
+        // The sender lives in `self`, so that this cannot fail.
+        let _ = self.reached.subscribe().wait_for(|revision| revision.0 > 0).await;
+    }
+
+    /// The newest revision that the cache shows.
+    pub fn revision(&self) -> Revision {
+        lock(&self.state).revision
+    }
+
+    /// A receiver that changes whenever the cache moves.
+    pub fn reached(&self) -> watch::Receiver<Revision> {
+        self.reached.subscribe()
+    }
+
+    /// Notified when a key ring changes.
+    pub fn keys_changed(&self) -> Arc<Notify> {
+        Arc::clone(&self.keys_changed)
+    }
+
+    /// A session, as the cache has it.
+    pub fn session(&self, id: SessionId) -> Option<Arc<StoredSession>> {
+        lock(&self.state).sessions.get(&id).cloned()
+    }
+
+    /// Up to `limit` sessions after `after` that `filter` takes. The filter runs under the cache's lock: it must not ask
+    /// the cache.
+    pub fn sessions_after(
+        &self,
+        after: Option<SessionId>,
+        limit: usize,
+        filter: impl Fn(&StoredSession) -> bool,
+    ) -> Vec<Arc<StoredSession>> {
+        use std::ops::Bound;
+        let start = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let state = lock(&self.state);
+        let range = state.sessions.range((start, Bound::Unbounded));
+        range.map(|(_, session)| session).filter(|session| filter(session)).take(limit).cloned().collect()
+    }
+
+    /// A node, as the cache has it, and whether it is drained.
+    pub fn node(&self, id: &NodeId) -> Option<(Arc<Node>, bool)> {
+        let state = lock(&self.state);
+        Some((Arc::clone(state.nodes.get(id)?), state.drains.contains(id)))
+    }
+
+    /// Every node, and whether it is drained.
+    pub fn nodes(&self) -> Vec<(Arc<Node>, bool)> {
+        let state = lock(&self.state);
+        state.nodes.values().map(|node| (Arc::clone(node), state.drains.contains(&node.id))).collect()
+    }
+
+    /// Says whether this run's node key is in the cache.
+    pub fn is_registered(&self, owner: &Owner) -> bool {
+        lock(&self.state).nodes.get(&owner.node).is_some_and(|node| node.incarnation == owner.incarnation)
+    }
+
+    /// Says whether an inner address is in use by a session in the cache.
+    pub fn is_in_use(&self, address: IpAddr) -> bool {
+        lock(&self.state).addresses.contains_key(&address)
+    }
+
+    /// Sessions that this run must stop.
+    pub fn handovers_from(&self, owner: &Owner) -> Vec<Arc<StoredSession>> {
+        let state = lock(&self.state);
+        let sessions = state.handovers.get(&owner.node).into_iter().flatten();
+        sessions
+            .filter_map(|id| state.sessions.get(id))
+            .filter(|session| matches!(&session.record.phase, Phase::Handover { from, .. } if from == owner))
+            .cloned()
+            .collect()
+    }
+
+    /// Everything the cache has.
+    pub fn everything(&self) -> Everything {
+        let state = lock(&self.state);
+        Everything {
+            revision: state.revision,
+            sessions: state.sessions.values().cloned().collect(),
+            nodes: state
+                .nodes
+                .values()
+                .map(|node| (Arc::clone(node), state.drains.contains(&node.id)))
+                .collect(),
+        }
+    }
+
+    /// The deltas after `after`, with the revision reached; `None` when they are no longer kept.
+    pub fn deltas_after(&self, after: Revision) -> Option<(Revision, Vec<Delta>)> {
+        let state = lock(&self.state);
+        if after < state.floor || !state.ready {
+            return None;
+        }
+        let start = state.deltas.partition_point(|(revision, _)| *revision <= after);
+        let deltas = state.deltas.range(start..).map(|(_, delta)| delta.clone()).collect();
+        Some((state.revision.max(after), deltas))
+    }
+
+    /// A wake-up for one subject. Subscribe first, then read the store, then wait.
+    pub fn wake(&self, subject: Wake) -> Arc<Notify> {
+        let mut wakes = lock(&self.wakes);
+        // Forget subjects that nobody waits for, now and then, so that the map stays as small as its use.
+        if wakes.len() > 1024 && wakes.len().is_power_of_two() {
+            wakes.retain(|_, notify| Arc::strong_count(notify) > 1);
+        }
+        Arc::clone(wakes.entry(subject).or_default())
+    }
+
+    async fn list_and_watch(&self, store: &SharedStore) -> Result<(), StoreError> {
+        let revision = self.list(store).await?;
+        let mut watch = store.watch(layout::ROOT, revision);
+        while let Some(batch) = watch.next().await {
+            self.apply(batch?);
+        }
+        // A watch ends only after an error, or with its store.
+        Ok(())
+    }
+
+    async fn list(&self, store: &SharedStore) -> Result<Revision, StoreError> {
+        let mut values: Vec<KeyValue> = Vec::new();
+        let mut pinned = None;
+        for prefix in
+            [layout::NODES.to_owned(), layout::DRAINS.to_owned()].into_iter().chain(layout::session_buckets())
+        {
+            let mut after = String::new();
+            loop {
+                let page = store.range(&prefix, &after, crate::store::RANGE_LIMIT_MAX, pinned).await?;
+                pinned.get_or_insert(page.revision);
+                after = page.values.last().map(|value| value.key.clone()).unwrap_or(after);
+                values.extend(page.values);
+                if !page.more {
+                    break;
+                }
+            }
+        }
+        let revision = pinned.unwrap_or_default();
+        let mut fresh = State { revision, floor: revision, ready: true, ..State::default() };
+        for value in values {
+            fresh.put(value);
+        }
+        fresh.deltas.clear();
+        *lock(&self.state) = fresh;
+        self.reached.send_replace(revision);
+        for notify in lock(&self.wakes).values() {
+            notify.notify_waiters();
+        }
+        self.keys_changed.notify_one();
+        Ok(revision)
+    }
+
+    fn apply(&self, batch: WatchBatch) {
+        let mut woken = Vec::new();
+        {
+            let mut state = lock(&self.state);
+            for event in batch.events {
+                if event.key().starts_with(layout::CLUSTER_KEYS)
+                    || event.key().starts_with(layout::GRANT_KEYS)
+                {
+                    self.keys_changed.notify_one();
+                }
+                woken.extend(match event {
+                    Event::Put(value) => state.put(value),
+                    Event::Delete { key, revision } => state.delete(&key, revision),
+                });
+            }
+            state.revision = batch.revision;
+            while state.deltas.len() > DELTAS_MAX {
+                if let Some((revision, _)) = state.deltas.pop_front() {
+                    state.floor = revision;
+                }
+            }
+        }
+        self.reached.send_replace(batch.revision);
+        let wakes = lock(&self.wakes);
+        for subject in woken {
+            if let Some(notify) = wakes.get(&subject) {
+                notify.notify_waiters();
+            }
+        }
+    }
+}
+
+impl State {
+    fn put(&mut self, value: KeyValue) -> Option<Wake> {
+        let revision = value.mod_revision;
+        if value.key.starts_with(layout::SESSIONS) {
+            let session = match StoredSession::read(&value) {
+                Ok(session) => Arc::new(session),
+                Err(error) => {
+                    tracing::error!(%error, "skipping a session");
+                    return None;
+                }
+            };
+            let id = session.record.id;
+            self.forget_session(id);
+            if let Phase::Handover { from, .. } = &session.record.phase {
+                self.handovers.entry(from.node.clone()).or_default().insert(id);
+            }
+            if !matches!(session.record.phase, Phase::Terminated { .. }) {
+                self.addresses.extend(session.record.inner.iter().map(|address| (*address, id)));
+            }
+            self.sessions.insert(id, Arc::clone(&session));
+            self.deltas.push_back((revision, Delta::Session(session)));
+            return Some(Wake::Session(id));
+        }
+        if value.key.starts_with(layout::NODES) {
+            let node = match Node::read(&value) {
+                Ok(node) => Arc::new(node),
+                Err(error) => {
+                    tracing::error!(%error, "skipping a node");
+                    return None;
+                }
+            };
+            let id = node.id.clone();
+            self.nodes.insert(id.clone(), Arc::clone(&node));
+            self.deltas.push_back((revision, Delta::Node(node, self.drains.contains(&id))));
+            return Some(Wake::Node(id));
+        }
+        let drained: NodeId = value.key.strip_prefix(layout::DRAINS)?.parse().ok()?;
+        self.drains.insert(drained.clone());
+        self.drain_changed(&drained, true, revision)
+    }
+
+    fn delete(&mut self, key: &str, revision: Revision) -> Option<Wake> {
+        if let Some(id) = key.strip_prefix(layout::SESSIONS) {
+            let id = id.split_once('/')?.1.parse().ok()?;
+            self.forget_session(id);
+            return Some(Wake::Session(id));
+        }
+        if let Some(id) = key.strip_prefix(layout::NODES) {
+            let id: NodeId = id.parse().ok()?;
+            self.nodes.remove(&id);
+            self.deltas.push_back((revision, Delta::NodeGone(id.clone())));
+            return Some(Wake::Node(id));
+        }
+        let drained: NodeId = key.strip_prefix(layout::DRAINS)?.parse().ok()?;
+        self.drains.remove(&drained);
+        self.drain_changed(&drained, false, revision)
+    }
+
+    fn drain_changed(&mut self, id: &NodeId, drained: bool, revision: Revision) -> Option<Wake> {
+        let node = Arc::clone(self.nodes.get(id)?);
+        self.deltas.push_back((revision, Delta::Node(node, drained)));
+        None
+    }
+
+    fn forget_session(&mut self, id: SessionId) {
+        let Some(old) = self.sessions.remove(&id) else { return };
+        for address in &old.record.inner {
+            if self.addresses.get(address) == Some(&id) {
+                self.addresses.remove(address);
+            }
+        }
+        if let Phase::Handover { from, .. } = &old.record.phase
+            && let Some(sessions) = self.handovers.get_mut(&from.node)
+        {
+            sessions.remove(&id);
+            if sessions.is_empty() {
+                self.handovers.remove(&from.node);
+            }
+        }
+    }
+}

@@ -1,0 +1,354 @@
+//! The whole replica: store, domain, services, and their ordered end.
+
+use std::fs;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use jump_crypto::entropy::{Entropy, EntropyError, OsEntropy};
+use jump_proto::client_v1::enrolment_service_server::EnrolmentServiceServer;
+use jump_proto::control_v1::device_service_server::DeviceServiceServer;
+use jump_proto::control_v1::gateway_service_server::GatewayServiceServer;
+use jump_proto::control_v1::node_service_server::NodeServiceServer;
+use jump_proto::control_v1::ownership_service_server::OwnershipServiceServer;
+use jump_proto::control_v1::session_service_server::SessionServiceServer;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tonic::transport::server::TcpIncoming;
+use tonic::transport::{Certificate, Identity as TlsIdentity, Server, ServerTlsConfig};
+use x509_parser::pem::parse_x509_pem;
+
+use crate::addresses::Pools;
+use crate::arbiter::Arbiter;
+use crate::bindings::Bindings;
+use crate::config::{Config, StoreConfig};
+use crate::devices::Devices;
+use crate::keyring::{KeyRingError, KeyRings};
+use crate::registry::Registry;
+use crate::service::{
+    Context, DeviceApi, EnrolmentApi, GatewayApi, NodeApi, OwnershipApi, Profile, SessionApi,
+};
+use crate::store::etcd::{EtcdConfig, EtcdTls};
+use crate::store::{EmbeddedStore, EtcdStore, SharedStore, StoreError};
+use crate::{clock, reaper};
+
+/// How long a node certificate is valid.
+const CERTIFICATE_LIFETIME: Duration = Duration::from_secs(3600);
+
+/// Time between pings on client connections, and how long one may stay unanswered.
+const PING_INTERVAL: Duration = Duration::from_secs(5);
+const PING_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// How long requests may take to finish once the replica stops.
+const DRAIN_MAX: Duration = Duration::from_secs(5);
+
+/// Why the replica did not start or stopped. Each says what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// A file could not be read.
+    #[error("cannot read {what} {path}: {error}: make it with `jump-control pki init` and `jump-control pki issue`", path = .path.display())]
+    File {
+        /// What the file is.
+        what: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        error: std::io::Error,
+    },
+    /// A certificate cannot be used.
+    #[error("{what} {path} {problem}", path = .path.display())]
+    Certificate {
+        /// What the file is.
+        what: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// What is wrong and what to do.
+        problem: String,
+    },
+    /// The address is taken or not ours.
+    #[error("cannot listen on {address}: {error}: stop what uses it, or choose another with --listen")]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// Why.
+        error: std::io::Error,
+    },
+    /// The store cannot be used.
+    #[error("cannot use the store: {error}: {advice}")]
+    Store {
+        /// Why.
+        error: StoreError,
+        /// What to do.
+        advice: &'static str,
+    },
+    /// The keys cannot be used.
+    #[error("cannot load the cluster's keys: {0}")]
+    Keys(#[from] KeyRingError),
+    /// The random generator failed its tests.
+    #[error("{0}: this machine must not make keys")]
+    Entropy(#[from] EntropyError),
+    /// The server failed.
+    #[error("the server failed: {0}")]
+    Server(#[from] tonic::transport::Error),
+}
+
+/// A replica that listens.
+#[derive(Debug)]
+pub struct Replica {
+    /// Where it listens; the port is the real one also when 0 was asked for.
+    pub address: SocketAddr,
+    listener: TcpListener,
+    tls: ServerTlsConfig,
+    context: Arc<Context>,
+    config: Config,
+}
+
+/// Serves until `shutdown`.
+///
+/// # Errors
+/// [`ServeError`].
+pub async fn serve(config: Config, shutdown: CancellationToken) -> Result<(), ServeError> {
+    Replica::bind(config).await?.run(shutdown).await
+}
+
+impl Replica {
+    /// Opens everything that can fail: files, the store, the socket.
+    ///
+    /// # Errors
+    /// [`ServeError`].
+    pub async fn bind(config: Config) -> Result<Self, ServeError> {
+        let store = open_store(&config.store).await?;
+        Self::bind_with_store(config, store).await
+    }
+
+    /// As [`bind`](Self::bind), over a store that is open already.
+    ///
+    /// # Errors
+    /// [`ServeError`].
+    pub async fn bind_with_store(config: Config, store: SharedStore) -> Result<Self, ServeError> {
+        let (tls, ca) = tls(&config)?;
+        let entropy: Arc<Mutex<Box<dyn Entropy>>> = Arc::new(Mutex::new(Box::new(OsEntropy::new()?)));
+        let keys = Arc::new(ArcSwap::from_pointee(KeyRings::load(&store, &entropy).await?));
+        let listener = TcpListener::bind(config.listen)
+            .await
+            .map_err(|error| ServeError::Listen { address: config.listen, error })?;
+        let address =
+            listener.local_addr().map_err(|error| ServeError::Listen { address: config.listen, error })?;
+
+        let bindings = Arc::new(Bindings::default());
+        let arbiter = Arbiter {
+            store: Arc::clone(&store),
+            bindings: Arc::clone(&bindings),
+            policy: config.policy.clone(),
+            pools: Pools::new(config.pools.clone()),
+            handover_wait: config.handover_wait,
+        };
+        let mut routes: Vec<_> = config.pools.iter().map(|pool| pool.trunc()).collect();
+        routes.extend(config.routes.iter().copied().filter(|route| !config.pools.contains(route)));
+        let context = Arc::new(Context {
+            registry: Registry::new(Arc::clone(&store), Arc::clone(&bindings), config.lease_ttl),
+            devices: Devices { store, arbiter: arbiter.clone() },
+            arbiter,
+            bindings,
+            keys,
+            entropy,
+            profile: Profile {
+                advertise: config.advertise.clone(),
+                ca,
+                routes,
+                dns: config.dns.clone(),
+                mtu: config.mtu,
+                renew_interval: config.renew_interval,
+                guard_margin: config.guard_margin,
+                certificate_lifetime: CERTIFICATE_LIFETIME,
+            },
+            stop: CancellationToken::new(),
+        });
+        Ok(Self { address, listener, tls, context, config })
+    }
+
+    /// Serves until `shutdown`, then ends the streams, lets running requests finish, and stops.
+    ///
+    /// # Errors
+    /// [`ServeError::Server`].
+    pub async fn run(self, shutdown: CancellationToken) -> Result<(), ServeError> {
+        let Self { address, listener, tls, context, config } = self;
+        let stop = context.stop.clone();
+        let _end_with_us = stop.clone().drop_guard();
+        let follower = tokio::spawn(
+            Arc::clone(&context.bindings).follow(Arc::clone(&context.arbiter.store), stop.clone()),
+        );
+        let keys = tokio::spawn(refresh_keys(Arc::clone(&context)));
+        let reaper = tokio::spawn(reaper::run(Arc::new(context.arbiter.clone()), stop.clone()));
+
+        let (health_reporter, health) = tonic_health::server::health_reporter();
+        health_reporter.set_service_status("", tonic_health::ServingStatus::NotServing).await;
+        let ready = {
+            let (context, reporter) = (Arc::clone(&context), health_reporter.clone());
+            tokio::spawn(async move {
+                context.bindings.ready().await;
+                reporter.set_service_status("", tonic_health::ServingStatus::Serving).await;
+                tracing::info!(%address, "ready");
+            })
+        };
+        let reflection = config.reflection.then(|| {
+            tonic_reflection::server::Builder::configure()
+                .register_encoded_file_descriptor_set(jump_proto::DESCRIPTOR_SET)
+                .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+                .build_v1()
+                .expect("the descriptor sets were made by the build")
+        });
+        let router = Server::builder()
+            .tls_config(tls)?
+            .http2_keepalive_interval(Some(PING_INTERVAL))
+            .http2_keepalive_timeout(Some(PING_TIMEOUT))
+            .tcp_nodelay(true)
+            .add_service(health)
+            .add_optional_service(reflection)
+            .add_service(GatewayServiceServer::new(GatewayApi::new(Arc::clone(&context))))
+            .add_service(SessionServiceServer::new(SessionApi::new(Arc::clone(&context))))
+            .add_service(OwnershipServiceServer::new(OwnershipApi::new(Arc::clone(&context))))
+            .add_service(NodeServiceServer::new(NodeApi::new(Arc::clone(&context))))
+            .add_service(DeviceServiceServer::new(DeviceApi::new(Arc::clone(&context))))
+            .add_service(EnrolmentServiceServer::new(EnrolmentApi::new(Arc::clone(&context))));
+        tracing::info!(%address, advertise = config.advertise, "listening");
+
+        let draining = shutdown.clone();
+        let signal = {
+            let stop = stop.clone();
+            async move {
+                draining.cancelled().await;
+                health_reporter.set_service_status("", tonic_health::ServingStatus::NotServing).await;
+                stop.cancel();
+            }
+        };
+        let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+        let served = router.serve_with_incoming_shutdown(incoming, signal);
+        let result = tokio::select! {
+            result = served => result,
+            () = async { shutdown.cancelled().await; tokio::time::sleep(DRAIN_MAX).await } => {
+                tracing::warn!("connections did not end in time; closing them");
+                Ok(())
+            }
+        };
+        stop.cancel();
+        ready.abort();
+        let _ = tokio::join!(follower, keys, reaper, ready);
+        tracing::info!("stopped");
+        Ok(result?)
+    }
+}
+
+/// Loads the key rings again whenever one changes.
+async fn refresh_keys(context: Arc<Context>) {
+    let changed = context.bindings.keys_changed();
+    loop {
+        tokio::select! {
+            () = changed.notified() => {}
+            () = context.stop.cancelled() => return,
+        }
+        match KeyRings::load(&context.arbiter.store, &context.entropy).await {
+            Ok(rings) => context.keys.store(Arc::new(rings)),
+            Err(error) => {
+                tracing::warn!(%error, "cannot load the cluster's keys; trying again");
+                tokio::time::sleep(Duration::from_secs(1)).await;
+                changed.notify_one();
+            }
+        }
+    }
+}
+
+async fn open_store(config: &StoreConfig) -> Result<SharedStore, ServeError> {
+    match config {
+        StoreConfig::Embedded { path } => {
+            let advice = "check the path, its permissions, and that no other jump-control uses it";
+            let store = EmbeddedStore::open(&store_file(path)?)
+                .map_err(|error| ServeError::Store { error, advice })?;
+            Ok(Arc::new(store))
+        }
+        StoreConfig::Etcd { endpoints, ca, identity, user, keepalive_interval } => {
+            let tls = match ca {
+                Some(ca) => Some(EtcdTls {
+                    ca: read("the CA of etcd", ca)?,
+                    identity: match identity {
+                        Some((cert, key)) => {
+                            Some((read("the certificate for etcd", cert)?, read("the key for etcd", key)?))
+                        }
+                        None => None,
+                    },
+                }),
+                None => None,
+            };
+            let user = match user {
+                Some((name, file)) => {
+                    Some((name.clone(), read("the etcd password", file)?.trim_end().to_owned()))
+                }
+                None => None,
+            };
+            let config = EtcdConfig {
+                tls,
+                user,
+                keepalive_interval: *keepalive_interval,
+                ..EtcdConfig::new(endpoints.clone())
+            };
+            let advice = "start etcd, or correct store.endpoints, store.ca and the network between";
+            let store =
+                EtcdStore::connect(config).await.map_err(|error| ServeError::Store { error, advice })?;
+            Ok(Arc::new(store))
+        }
+    }
+}
+
+/// The store's file; a directory holds it under a fixed name. Its directory is made if it does not exist.
+fn store_file(path: &Path) -> Result<PathBuf, ServeError> {
+    let path = if path.is_dir() { path.join("control.redb") } else { path.to_owned() };
+    if let Some(dir) = path.parent() {
+        fs::create_dir_all(dir).map_err(|error| ServeError::Store {
+            error: StoreError::Refused(format!("{}: {error}", dir.display())),
+            advice: "make the directory, or choose another store.path",
+        })?;
+    }
+    Ok(path)
+}
+
+fn read(what: &'static str, path: &Path) -> Result<String, ServeError> {
+    fs::read_to_string(path).map_err(|error| ServeError::File { what, path: path.to_owned(), error })
+}
+
+/// The server's TLS settings, and the CA certificate as DER.
+fn tls(config: &Config) -> Result<(ServerTlsConfig, Vec<u8>), ServeError> {
+    let cert = read("the server certificate", &config.cert)?;
+    let key = read("the server key", &config.key)?;
+    let ca = read("the CA certificate", &config.ca)?;
+    check_certificate("the server certificate", &config.cert, &cert)?;
+    let ca_der = check_certificate("the CA certificate", &config.ca, &ca)?;
+    let tls = ServerTlsConfig::new()
+        .identity(TlsIdentity::from_pem(cert, key))
+        .client_ca_root(Certificate::from_pem(ca))
+        .client_auth_optional(true);
+    Ok((tls, ca_der))
+}
+
+fn check_certificate(what: &'static str, path: &Path, pem: &str) -> Result<Vec<u8>, ServeError> {
+    let problem = |problem: String| ServeError::Certificate { what, path: path.to_owned(), problem };
+    let (_, pem) = parse_x509_pem(pem.as_bytes()).map_err(|_| {
+        problem("is not a PEM certificate: make one with `jump-control pki issue`".to_owned())
+    })?;
+    let certificate = pem
+        .parse_x509()
+        .map_err(|_| problem("is damaged: make a new one with `jump-control pki issue`".to_owned()))?;
+    let validity = certificate.validity();
+    let now = i64::try_from(clock::unix_seconds()).unwrap_or(i64::MAX);
+    if validity.not_after.timestamp() <= now {
+        return Err(problem(format!(
+            "expired on {}: make a new one with `jump-control pki issue`",
+            validity.not_after
+        )));
+    }
+    if validity.not_before.timestamp() > now {
+        return Err(problem(format!("is not valid before {}: check the clock", validity.not_before)));
+    }
+    Ok(pem.contents)
+}

@@ -1,0 +1,180 @@
+//! Devices for operators.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use jump_proto::control_v1 as wire;
+use jump_proto::control_v1::device_service_server::DeviceService;
+use jump_proto::convert::{Fields, timestamp, unix_millis};
+use jump_proto::token::EnrolmentToken;
+use jump_session::ids::DeviceKey;
+use jump_session::ownership::DeviceStanding;
+use tonic::{Request, Response, Status};
+
+use super::session::page_size;
+use super::{Context, ServiceError, caller, optional_time};
+use crate::clock;
+use crate::devices::{self, NAME_CHARS_MAX, StoredDevice};
+
+/// How long a token can be used: when nothing is asked for, and at most.
+const TOKEN_TTL_DEFAULT: Duration = Duration::from_secs(3600);
+const TOKEN_TTL_MAX: Duration = Duration::from_secs(30 * 24 * 3600);
+
+/// `DeviceService`.
+#[derive(Debug)]
+pub struct DeviceApi {
+    context: Arc<Context>,
+}
+
+impl DeviceApi {
+    /// The service.
+    pub fn new(context: Arc<Context>) -> Self {
+        Self { context }
+    }
+}
+
+fn message(device: &StoredDevice) -> wire::Device {
+    use wire::device::State;
+    let record = &device.record;
+    let state = match devices::standing(Some(record), clock::unix_millis()) {
+        DeviceStanding::Active => State::Active,
+        DeviceStanding::Revoked => State::Revoked,
+        DeviceStanding::Expired => State::Expired,
+        DeviceStanding::Unknown => State::Unspecified,
+    };
+    wire::Device {
+        device_key: device.key.to_string(),
+        name: record.name.clone(),
+        enrol_time: Some(timestamp(record.enrolled_ms)),
+        not_before: optional_time(record.not_before_ms),
+        not_after: optional_time(record.not_after_ms),
+        state: state.into(),
+        revoke_time: optional_time(record.revoked_ms),
+        etag: device.modified.0.to_string(),
+    }
+}
+
+fn check_name(fields: &mut Fields, name: &str) {
+    let length = name.chars().count();
+    if length == 0 || length > NAME_CHARS_MAX || name.chars().any(char::is_control) {
+        fields.bad("name", format_args!("must have 1 to {NAME_CHARS_MAX} printable characters"));
+    }
+}
+
+fn parse_duration(
+    fields: &mut Fields,
+    field: &str,
+    value: Option<prost_types::Duration>,
+    default: Duration,
+    max: Duration,
+) -> Option<Duration> {
+    let Some(value) = value else { return Some(default) };
+    let parsed = Duration::try_from(value)
+        .ok()
+        .filter(|parsed| *parsed <= max)
+        .ok_or_else(|| format!("must be between 0 and {} seconds", max.as_secs()));
+    fields.take(field, parsed)
+}
+
+#[tonic::async_trait]
+impl DeviceService for DeviceApi {
+    async fn create_enrolment_token(
+        &self,
+        request: Request<wire::CreateEnrolmentTokenRequest>,
+    ) -> Result<Response<wire::CreateEnrolmentTokenResponse>, Status> {
+        let operator = caller::operator(&request)?;
+        let request = request.into_inner();
+        let mut fields = Fields::default();
+        check_name(&mut fields, &request.name);
+        let ttl = parse_duration(&mut fields, "ttl", request.ttl, TOKEN_TTL_DEFAULT, TOKEN_TTL_MAX);
+        let device_ttl =
+            parse_duration(&mut fields, "device_ttl", request.device_ttl, Duration::ZERO, Duration::MAX);
+        let (ttl, device_ttl) = fields.finish(|| Some((ttl?, device_ttl?))).map_err(ServiceError::from)?;
+        let ttl = if ttl.is_zero() { TOKEN_TTL_DEFAULT } else { ttl };
+        let Context { devices, entropy, profile, .. } = &*self.context;
+        let (secret, expires) = devices
+            .create_token(entropy, &request.name, ttl, device_ttl)
+            .await
+            .map_err(ServiceError::from)?;
+        let token = EnrolmentToken { address: profile.advertise.clone(), ca: profile.ca.clone(), secret };
+        let text = token.encode().map_err(|_| {
+            ServiceError::Precondition(format!(
+                "the advertised address {:?} or the CA certificate does not fit into a token",
+                profile.advertise
+            ))
+        })?;
+        tracing::info!(device = request.name, operator = operator.name(), "enrolment token created");
+        Ok(Response::new(wire::CreateEnrolmentTokenResponse {
+            token: text,
+            expire_time: Some(timestamp(expires)),
+        }))
+    }
+
+    async fn enrol_device(
+        &self,
+        request: Request<wire::EnrolDeviceRequest>,
+    ) -> Result<Response<wire::EnrolDeviceResponse>, Status> {
+        let operator = caller::operator(&request)?;
+        let request = request.into_inner();
+        let mut fields = Fields::default();
+        let key = fields.id::<DeviceKey>("device_key", &request.device_key);
+        check_name(&mut fields, &request.name);
+        let not_after = match request.not_after {
+            None => Some(0),
+            Some(at) => {
+                let future = unix_millis(at).filter(|at| *at > clock::unix_millis());
+                fields.take("not_after", future.ok_or("must lie in the future"))
+            }
+        };
+        let (key, not_after) = fields.finish(|| Some((key?, not_after?))).map_err(ServiceError::from)?;
+        let device =
+            self.context.devices.enrol(key, &request.name, not_after).await.map_err(ServiceError::from)?;
+        tracing::info!(device = request.name, key = %key, operator = operator.name(), "device enrolled");
+        Ok(Response::new(wire::EnrolDeviceResponse { device: Some(message(&device)) }))
+    }
+
+    async fn list_devices(
+        &self,
+        request: Request<wire::ListDevicesRequest>,
+    ) -> Result<Response<wire::ListDevicesResponse>, Status> {
+        caller::reader(&request)?;
+        let request = request.into_inner();
+        let size = page_size(request.page_size)?;
+        let mut fields = Fields::default();
+        let after = match request.page_token.as_str() {
+            "" => Some(String::new()),
+            token => fields.id::<DeviceKey>("page_token", token).map(|key| crate::layout::device(&key)),
+        };
+        let after = fields.finish(|| after).map_err(ServiceError::from)?;
+        let (devices, more) = self.context.devices.list(&after, size).await.map_err(ServiceError::from)?;
+        let next = devices.last().filter(|_| more).map(|device| device.key.to_string());
+        Ok(Response::new(wire::ListDevicesResponse {
+            devices: devices.iter().map(message).collect(),
+            next_page_token: next.unwrap_or_default(),
+        }))
+    }
+
+    async fn revoke_device(
+        &self,
+        request: Request<wire::RevokeDeviceRequest>,
+    ) -> Result<Response<wire::RevokeDeviceResponse>, Status> {
+        let operator = caller::operator(&request)?;
+        let request = request.into_inner();
+        let mut fields = Fields::default();
+        let key = fields.id::<DeviceKey>("device_key", &request.device_key);
+        let key = fields.finish(|| key).map_err(ServiceError::from)?;
+        let (device, ended) = self.context.devices.revoke(key).await.map_err(ServiceError::from)?;
+        tracing::info!(
+            device = device.record.name,
+            key = %key,
+            sessions = ended,
+            operator = operator.name(),
+            comment = request.comment,
+            "device revoked"
+        );
+        Ok(Response::new(wire::RevokeDeviceResponse {
+            device: Some(message(&device)),
+            terminated_sessions: ended,
+        }))
+    }
+}

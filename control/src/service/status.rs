@@ -1,0 +1,225 @@
+//! The one place where refusals become gRPC statuses.
+
+use std::collections::HashMap;
+
+use jump_proto::convert::BadFields;
+use jump_session::ownership::Refusal;
+use jump_session::reason::Reason;
+use tonic::{Code, Status};
+use tonic_types::{ErrorDetails, StatusExt};
+
+use crate::arbiter::ArbiterError;
+use crate::devices::DeviceError;
+use crate::layout::BadValue;
+use crate::registry::RegistryError;
+use crate::store::StoreError;
+
+/// The domain of every `ErrorInfo`.
+pub(super) const ERROR_DOMAIN: &str = "jumping-vpn";
+
+/// Why a call is not answered with a result.
+#[derive(Debug, thiserror::Error)]
+pub enum ServiceError {
+    /// Fields that cannot be used.
+    #[error("invalid request: {0}")]
+    BadFields(#[from] BadFields),
+    /// The caller did not say who it is.
+    #[error("{0}")]
+    Unauthenticated(String),
+    /// The caller may not.
+    #[error("{0}")]
+    Forbidden(String),
+    /// Something named in the request does not exist.
+    #[error("{0}")]
+    NotFound(String),
+    /// The current state does not allow it.
+    #[error("{0}")]
+    Precondition(String),
+    /// Arbitration refused or failed.
+    #[error(transparent)]
+    Arbiter(#[from] ArbiterError),
+    /// The registry refused or failed.
+    #[error(transparent)]
+    Registry(#[from] RegistryError),
+    /// The device could not be enrolled or revoked.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// The status code of each reason, should it be the answer to a call.
+pub(super) const fn code_of(reason: Reason) -> Code {
+    match reason {
+        Reason::UnknownSession | Reason::UnknownDevice => Code::NotFound,
+        Reason::KeyRevoked | Reason::KeyExpired | Reason::WrongDevice => Code::PermissionDenied,
+        Reason::StoreUnavailable | Reason::ControlUnavailable => Code::Unavailable,
+        Reason::Conflict | Reason::HandoverPending | Reason::SupersededAttempt => Code::Aborted,
+        Reason::SwitchRateExceeded
+        | Reason::SwitchCooldown
+        | Reason::AddressPoolExhausted
+        | Reason::SessionLimit
+        | Reason::AttemptsExceeded => Code::ResourceExhausted,
+        Reason::StaleAttempt
+        | Reason::StaleEpoch
+        | Reason::SessionTerminated
+        | Reason::NodeNotRegistered
+        | Reason::NodeDraining
+        | Reason::LifetimeExceeded
+        | Reason::RecoveryWindowExceeded => Code::FailedPrecondition,
+        // Not refusals: should one ever be given as one, the caller did nothing wrong.
+        Reason::Birth
+        | Reason::GatewayUnresponsive
+        | Reason::PathRefused
+        | Reason::ReattachHint
+        | Reason::GatewayDraining
+        | Reason::NetworkChanged
+        | Reason::TransportChanged
+        | Reason::Resumed
+        | Reason::ClientRestarted
+        | Reason::OperatorMove
+        | Reason::NatRebind
+        | Reason::ClientRequest
+        | Reason::Rekey
+        | Reason::TransportLost
+        | Reason::ClientClosed
+        | Reason::OperatorTerminated
+        | Reason::Superseded
+        | Reason::Drained
+        | Reason::KeyLimitReached
+        | Reason::NodeLost
+        | Reason::NodeDrained
+        | Reason::Fenced
+        | Reason::GuardTripped
+        | Reason::GuardRecovered
+        | Reason::Accepted
+        | Reason::PathValidated
+        | Reason::PathReverted
+        | Reason::PathDegraded
+        | Reason::PathRecovered => Code::Internal,
+    }
+}
+
+fn with_info(code: Code, message: String, reason: &str, metadata: HashMap<String, String>) -> Status {
+    Status::with_error_details(code, message, ErrorDetails::with_error_info(reason, ERROR_DOMAIN, metadata))
+}
+
+fn refused(refusal: &Refusal) -> Status {
+    let metadata = HashMap::from([
+        ("current_epoch".to_owned(), refusal.current_epoch.0.to_string()),
+        ("current_attach_seq".to_owned(), refusal.current_attach_seq.0.to_string()),
+    ]);
+    let mut details = ErrorDetails::with_error_info(refusal.reason.code(), ERROR_DOMAIN, metadata);
+    if !refusal.retry_after.is_zero() {
+        details.set_retry_info(Some(refusal.retry_after));
+    }
+    Status::with_error_details(code_of(refusal.reason), refusal.reason.code(), details)
+}
+
+fn store(error: &StoreError) -> Status {
+    let code = match error {
+        StoreError::Unavailable(_) | StoreError::Unknown(_) => Code::Unavailable,
+        StoreError::LeaseNotFound | StoreError::Compacted => Code::Aborted,
+        StoreError::Refused(_) => Code::Internal,
+    };
+    with_info(code, error.to_string(), Reason::StoreUnavailable.code(), HashMap::new())
+}
+
+fn value(error: &BadValue) -> Status {
+    with_info(Code::DataLoss, error.to_string(), "BAD_STORED_VALUE", HashMap::new())
+}
+
+fn arbiter(error: &ArbiterError) -> Status {
+    match error {
+        ArbiterError::Refused(refusal) => refused(refusal),
+        ArbiterError::Store(error) => store(error),
+        ArbiterError::Value(error) => value(error),
+    }
+}
+
+fn registry(error: &RegistryError) -> Status {
+    let (code, reason) = match error {
+        RegistryError::Store(error) => return store(error),
+        RegistryError::Value(error) => return value(error),
+        RegistryError::Registered { .. } => (Code::AlreadyExists, "NODE_REGISTERED"),
+        RegistryError::NoNumber => (Code::ResourceExhausted, "NODE_NUMBERS_EXHAUSTED"),
+        RegistryError::NotRegistered(_) => (Code::FailedPrecondition, Reason::NodeNotRegistered.code()),
+        RegistryError::Busy => (Code::Aborted, Reason::Conflict.code()),
+    };
+    with_info(code, error.to_string(), reason, HashMap::new())
+}
+
+fn device(error: &DeviceError) -> Status {
+    let (code, reason) = match error {
+        DeviceError::Store(error) => return store(error),
+        DeviceError::Value(error) => return value(error),
+        DeviceError::Session(error) => return arbiter(error),
+        DeviceError::Entropy(_) => (Code::Internal, "ENTROPY_FAILED"),
+        DeviceError::BadToken => (Code::PermissionDenied, "BAD_TOKEN"),
+        DeviceError::KeyInUse => (Code::AlreadyExists, "KEY_IN_USE"),
+        DeviceError::UnknownDevice => (Code::NotFound, Reason::UnknownDevice.code()),
+        DeviceError::Busy => (Code::Aborted, Reason::Conflict.code()),
+    };
+    with_info(code, error.to_string(), reason, HashMap::new())
+}
+
+impl From<ServiceError> for Status {
+    fn from(error: ServiceError) -> Self {
+        let text = error.to_string();
+        match &error {
+            ServiceError::BadFields(BadFields(fields)) => {
+                let mut details =
+                    ErrorDetails::with_error_info("INVALID_ARGUMENT", ERROR_DOMAIN, HashMap::new());
+                for bad in fields {
+                    details.add_bad_request_violation(bad.field.as_str(), bad.description.as_str());
+                }
+                Status::with_error_details(Code::InvalidArgument, text, details)
+            }
+            ServiceError::Unauthenticated(_) => {
+                with_info(Code::Unauthenticated, text, "UNAUTHENTICATED", HashMap::new())
+            }
+            ServiceError::Forbidden(_) => {
+                with_info(Code::PermissionDenied, text, "FORBIDDEN", HashMap::new())
+            }
+            ServiceError::NotFound(_) => with_info(Code::NotFound, text, "NOT_FOUND", HashMap::new()),
+            ServiceError::Precondition(_) => {
+                with_info(Code::FailedPrecondition, text, "FAILED_PRECONDITION", HashMap::new())
+            }
+            ServiceError::Arbiter(error) => arbiter(error),
+            ServiceError::Registry(error) => registry(error),
+            ServiceError::Device(error) => device(error),
+            ServiceError::Store(error) => store(error),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use jump_session::ids::{AttachSeq, Epoch};
+    use std::time::Duration;
+
+    #[test]
+    fn the_status_of_every_reason_is_the_documented_one() {
+        let table: String =
+            Reason::ALL.iter().map(|reason| format!("{} {:?}\n", reason.code(), code_of(*reason))).collect();
+        assert_eq!(table, include_str!("status.txt"), "actual:\n{table}");
+    }
+
+    #[test]
+    fn a_refusal_carries_its_reason_its_epoch_and_when_to_ask_again() {
+        let refusal = Refusal {
+            reason: Reason::HandoverPending,
+            current_epoch: Epoch(7),
+            current_attach_seq: AttachSeq(9),
+            retry_after: Duration::from_millis(250),
+        };
+        let status = Status::from(ServiceError::from(ArbiterError::from(refusal)));
+        let details = status.get_error_details();
+        let info = details.error_info().expect("an ErrorInfo");
+        assert_eq!((info.reason.as_str(), info.domain.as_str()), ("HANDOVER_PENDING", ERROR_DOMAIN));
+        assert_eq!(info.metadata["current_epoch"], "7");
+        assert_eq!(details.retry_info().and_then(|info| info.retry_delay), Some(Duration::from_millis(250)));
+    }
+}
