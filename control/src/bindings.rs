@@ -140,19 +140,27 @@ impl Bindings {
         lock(&self.state).sessions.get(&id).cloned()
     }
 
-    /// Up to `limit` sessions after `after` that `filter` takes. The filter runs under the cache's lock: it must not ask
-    /// the cache.
+    /// Up to `limit` sessions after `after` that `filter` takes; it is also told whether the owner's node key is in the
+    /// cache. The cache is locked meanwhile: `filter` must not call it.
     pub fn sessions_after(
         &self,
         after: Option<SessionId>,
         limit: usize,
-        filter: impl Fn(&StoredSession) -> bool,
+        filter: impl Fn(&StoredSession, bool) -> bool,
     ) -> Vec<Arc<StoredSession>> {
         use std::ops::Bound;
         let start = after.map_or(Bound::Unbounded, Bound::Excluded);
         let state = lock(&self.state);
         let range = state.sessions.range((start, Bound::Unbounded));
-        range.map(|(_, session)| session).filter(|session| filter(session)).take(limit).cloned().collect()
+        range
+            .map(|(_, session)| session)
+            .filter(|session| {
+                let registered = session.record.owner().is_some_and(|owner| state.is_registered(owner));
+                filter(session, registered)
+            })
+            .take(limit)
+            .cloned()
+            .collect()
     }
 
     /// A node, as the cache has it, and whether it is drained.
@@ -169,7 +177,7 @@ impl Bindings {
 
     /// Says whether this run's node key is in the cache.
     pub fn is_registered(&self, owner: &Owner) -> bool {
-        lock(&self.state).nodes.get(&owner.node).is_some_and(|node| node.incarnation == owner.incarnation)
+        lock(&self.state).is_registered(owner)
     }
 
     /// Says whether an inner address is in use by a session in the cache.
@@ -298,6 +306,10 @@ impl Bindings {
 }
 
 impl State {
+    fn is_registered(&self, owner: &Owner) -> bool {
+        self.nodes.get(&owner.node).is_some_and(|node| node.incarnation == owner.incarnation)
+    }
+
     fn put(&mut self, value: KeyValue) -> Option<Wake> {
         let revision = value.mod_revision;
         if value.key.starts_with(layout::SESSIONS) {

@@ -2,12 +2,11 @@
 //!
 //! Every replica may run it at once: each step is a compare-and-swap.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use jump_proto::store_v1::{AddressRecord, TokenRecord};
-use jump_session::ids::{Incarnation, NodeId, Revision};
+use jump_session::ids::Revision;
 use jump_session::ownership::{self, DeviceStanding, Phase, UnixMillis, View};
 use jump_session::policy::SessionPolicy;
 use tokio_util::sync::CancellationToken;
@@ -47,12 +46,9 @@ pub async fn run(arbiter: Arc<Arbiter>, stop: CancellationToken) {
 /// Applies [`ownership::expire`] to every session that the cache says is due; the store has the last word.
 pub async fn expire_due(arbiter: &Arbiter) {
     let now = clock::unix_millis();
-    // Taken before, not inside the filter: the filter runs under the cache's lock.
-    let runs: BTreeMap<NodeId, Incarnation> =
-        arbiter.bindings.nodes().into_iter().map(|(node, _)| (node.id.clone(), node.incarnation)).collect();
-    let due = arbiter
-        .bindings
-        .sessions_after(None, RANGE_LIMIT_MAX, |session| is_due(session, &runs, &arbiter.policy, now));
+    let due = arbiter.bindings.sessions_after(None, RANGE_LIMIT_MAX, |session, registered| {
+        is_due(session, registered, &arbiter.policy, now)
+    });
     for session in due {
         let id = session.record.id;
         match arbiter.expire(id).await {
@@ -75,18 +71,11 @@ pub async fn expire_due(arbiter: &Arbiter) {
     }
 }
 
-fn is_due(
-    session: &StoredSession,
-    runs: &BTreeMap<NodeId, Incarnation>,
-    policy: &SessionPolicy,
-    now: UnixMillis,
-) -> bool {
-    let registered =
-        session.record.owner().is_some_and(|owner| runs.get(&owner.node) == Some(&owner.incarnation));
+fn is_due(session: &StoredSession, owner_registered: bool, policy: &SessionPolicy, now: UnixMillis) -> bool {
     let view = View {
         claimant_registered: false,
         claimant_draining: false,
-        owner_registered: registered,
+        owner_registered,
         target_registered: false,
         device: DeviceStanding::Active,
     };
@@ -100,7 +89,7 @@ async fn sweep(arbiter: &Arbiter) -> Result<(), StoreError> {
     let old = arbiter.bindings.sessions_after(
         None,
         RANGE_LIMIT_MAX,
-        |session| matches!(session.record.phase, Phase::Terminated { at } if at.saturating_add(kept) <= now),
+        |session, _| matches!(session.record.phase, Phase::Terminated { at } if at.saturating_add(kept) <= now),
     );
     for session in old {
         forget(arbiter, layout::session(session.record.id), session.modified).await?;

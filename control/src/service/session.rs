@@ -72,7 +72,7 @@ impl SessionService for SessionApi {
         let device: Option<DeviceKey> = optional(&mut fields, "device_key", &request.device_key);
         fields.finish(|| Some(())).map_err(ServiceError::from)?;
         self.context.catch_up().await?;
-        let wanted = |session: &StoredSession| {
+        let wanted = |session: &StoredSession, _| {
             let owner = session.record.owner();
             node.as_ref().is_none_or(|node| owner.is_some_and(|owner| owner.node == *node))
                 && device.is_none_or(|device| session.record.device == device)
