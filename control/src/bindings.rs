@@ -14,10 +14,13 @@ use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::layout::{self, Node, StoredSession};
-use crate::store::{Event, KeyValue, SharedStore, StoreError, WatchBatch};
+use crate::store::{Event, KeyValue, RANGE_LIMIT_MAX, SharedStore, StoreError, WatchBatch};
 
 /// How many deltas a watcher may be behind before it gets a new snapshot.
 pub const DELTAS_MAX: usize = 65_536;
+
+/// How many prefixes are listed at a time.
+const LISTS_MAX: usize = 16;
 
 /// Pause before the store is listed again after a failure.
 const RELIST_PAUSE: Duration = Duration::from_millis(250);
@@ -242,23 +245,20 @@ impl Bindings {
     }
 
     async fn list(&self, store: &SharedStore) -> Result<Revision, StoreError> {
-        let mut values: Vec<KeyValue> = Vec::new();
-        let mut pinned = None;
-        for prefix in
-            [layout::NODES.to_owned(), layout::DRAINS.to_owned()].into_iter().chain(layout::session_buckets())
-        {
-            let mut after = String::new();
-            loop {
-                let page = store.range(&prefix, &after, crate::store::RANGE_LIMIT_MAX, pinned).await?;
-                pinned.get_or_insert(page.revision);
-                after = page.values.last().map(|value| value.key.clone()).unwrap_or(after);
-                values.extend(page.values);
-                if !page.more {
-                    break;
-                }
-            }
+        let page = store.range(layout::SESSIONS, "", RANGE_LIMIT_MAX, None).await?;
+        let revision = page.revision;
+        let mut values = page.values;
+        let mut prefixes = vec![layout::NODES.to_owned(), layout::DRAINS.to_owned()];
+        if page.more {
+            // Paging through all sessions would cost the store the square of their number: go by bucket.
+            values.clear();
+            prefixes.extend(layout::session_buckets());
         }
-        let revision = pinned.unwrap_or_default();
+        let lists = prefixes.into_iter().map(|prefix| list_at(Arc::clone(store), prefix, revision));
+        let mut lists = futures::stream::iter(lists).buffer_unordered(LISTS_MAX);
+        while let Some(listed) = lists.next().await {
+            values.extend(listed?);
+        }
         let mut fresh = State { revision, floor: revision, ready: true, ..State::default() };
         for value in values {
             fresh.put(value);
@@ -301,6 +301,23 @@ impl Bindings {
             if let Some(notify) = wakes.get(&subject) {
                 notify.notify_waiters();
             }
+        }
+    }
+}
+
+/// Every key that starts with `prefix`, as of `revision`.
+async fn list_at(
+    store: SharedStore,
+    prefix: String,
+    revision: Revision,
+) -> Result<Vec<KeyValue>, StoreError> {
+    let mut values: Vec<KeyValue> = Vec::new();
+    loop {
+        let after = values.last().map(|value| value.key.clone()).unwrap_or_default();
+        let page = store.range(&prefix, &after, RANGE_LIMIT_MAX, Some(revision)).await?;
+        values.extend(page.values);
+        if !page.more {
+            return Ok(values);
         }
     }
 }

@@ -87,6 +87,7 @@ impl Context {
     pub(crate) async fn catch_up(&self) -> Result<(), ServiceError> {
         /// Another program's writes in the same etcd never reach the cache; do not wait for them.
         const CATCH_UP_MAX: Duration = Duration::from_millis(200);
+        self.bindings.ready().await;
         let newest = self.arbiter.store.read(&[]).await?.revision;
         let mut reached = self.bindings.reached();
         let caught_up = reached.wait_for(|revision| *revision >= newest);

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use etcd_client::{Client, ConnectOptions, KvClient, LeaseClient, ResponseHeader, WatchClient};
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, Semaphore};
 use tokio::time::{Instant, timeout};
 
 use super::super::StoreError;
@@ -20,6 +20,9 @@ const PASS_OVER_MAX: Duration = Duration::from_secs(5);
 /// Pause before all members are tried once more.
 const ROUND_PAUSE: Duration = Duration::from_millis(50);
 
+/// How many requests are in flight at a time.
+const REQUESTS_MAX: usize = 256;
+
 /// How many request timeouts an idempotent request may take in all.
 const IDEMPOTENT_TIMEOUTS: u32 = 3;
 
@@ -29,6 +32,8 @@ pub(super) struct Pool {
     members: Vec<Arc<Member>>,
     preferred: AtomicUsize,
     request_timeout: Duration,
+    /// Requests in flight: what a member cannot take in time would only time out, with an unknown outcome.
+    slots: Semaphore,
     started: Instant,
 }
 
@@ -109,6 +114,7 @@ impl Pool {
             members,
             preferred: AtomicUsize::new(0),
             request_timeout: config.request_timeout,
+            slots: Semaphore::new(REQUESTS_MAX),
             started: Instant::now(),
         }
     }
@@ -170,6 +176,7 @@ impl Pool {
         member: &Member,
         request: impl Future<Output = Result<T, Failure>>,
     ) -> Result<T, Failure> {
+        let _slot = self.slots.acquire().await.expect("the semaphore is never closed");
         let result = timeout(self.request_timeout, request).await.unwrap_or_else(|_| {
             Err(Failure::Unknown(format!("{} did not answer in {:?}", member.endpoint, self.request_timeout)))
         });
