@@ -353,8 +353,9 @@ fn establish(
     peer_index: ReceiverIndex,
     role: Role,
 ) -> Established {
-    let (to_gateway, to_client) = noise.dangerously_get_raw_split();
-    let key = |raw| RecordKey::new(suite.aead(), Zeroizing::new(raw));
+    let split = Zeroizing::new(noise.dangerously_get_raw_split());
+    let (to_gateway, to_client) = &*split;
+    let key = |raw: &[u8; 32]| RecordKey::new(suite.aead(), Zeroizing::new(*raw));
     let (sealing, opening, first) = match role {
         // The gateway's first counter went into the node proof: a client takes no record with it.
         Role::Client => (key(to_gateway), key(to_client), PROOF_COUNTER + 1),
