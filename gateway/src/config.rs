@@ -77,13 +77,13 @@ pub struct TunConfig {
     pub routes: bool,
 }
 
-/// The lease.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// The lease; what is not set is as control says at registration.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct LeaseConfig {
     /// Time between renewals.
-    pub renew_interval: Duration,
+    pub renew_interval: Option<Duration>,
     /// How long before the lease's end the authority ends.
-    pub guard_margin: Duration,
+    pub guard_margin: Option<Duration>,
 }
 
 /// The drain.
@@ -144,10 +144,13 @@ impl Config {
         settings.check(!tun.name.is_empty() && tun.name.len() <= 15, "tun.name must have 1 to 15 bytes");
         settings.check((1280..=9000).contains(&tun.mtu), "tun.mtu must lie between 1280 and 9000");
         let lease = LeaseConfig {
-            renew_interval: settings.duration("lease.renew_interval", Duration::from_secs(1)),
-            guard_margin: settings.duration("lease.guard_margin", Duration::from_millis(300)),
+            renew_interval: settings.optional_duration("lease.renew_interval"),
+            guard_margin: settings.optional_duration("lease.guard_margin"),
         };
-        settings.check(lease.renew_interval >= MOMENT, "lease.renew_interval must be at least 50ms");
+        settings.check(
+            lease.renew_interval.is_none_or(|interval| interval >= MOMENT),
+            "lease.renew_interval must be at least 50ms",
+        );
         let heartbeat_timeout = settings.duration("supervisor.heartbeat_timeout", Duration::from_secs(1));
         settings
             .check(heartbeat_timeout >= MOMENT * 6, "supervisor.heartbeat_timeout must be at least 300ms");
@@ -293,7 +296,7 @@ mod tests {
         let config = load(WHOLE).unwrap();
         assert_eq!(config.advertise, ["192.0.2.1:51820".parse().unwrap()]);
         assert_eq!(config.control, ["https://192.0.2.9:7443", "https://control.example:7443"]);
-        assert_eq!(config.lease.guard_margin, Duration::from_millis(300));
+        assert_eq!(config.lease, LeaseConfig::default());
     }
 
     #[test]

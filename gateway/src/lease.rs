@@ -18,11 +18,11 @@ use tonic::Code;
 use zeroize::Zeroizing;
 
 use crate::bindings::acknowledge_fence;
-use crate::config::LeaseConfig;
 use crate::context::Context;
 use crate::control::explain;
 use crate::dataplane::{Command, StopCause};
 use crate::metrics;
+use crate::registration::LeaseTimes;
 
 /// The authority to forward, readable by any thread: one deadline on the suspend-counting clock.
 #[derive(Debug, Clone, Default)]
@@ -68,7 +68,7 @@ const RENEW_AGAIN: Duration = Duration::from_millis(150);
 ///
 /// # Errors
 /// [`LeaseLost`] when control says that this run is over; the guard is revoked by then.
-pub async fn renew(context: &Arc<Context>, config: LeaseConfig) -> Result<(), LeaseLost> {
+pub async fn renew(context: &Arc<Context>, lease: LeaseTimes) -> Result<(), LeaseLost> {
     let mut acks: Vec<FenceAck> = Vec::new();
     let mut held = true;
     loop {
@@ -90,9 +90,9 @@ pub async fn renew(context: &Arc<Context>, config: LeaseConfig) -> Result<(), Le
             Ok(response) => {
                 metrics::RENEWALS.counter(&[("outcome", "renewed")]).increment(1);
                 acks = obey(context, &response.fences).await;
-                context.guard.extend(Authority::renewed(sent, context.lease_ttl, config.guard_margin));
+                context.guard.extend(Authority::renewed(sent, lease.ttl, lease.guard_margin));
                 take_news(context, &response).await;
-                config
+                lease
                     .renew_interval
                     .saturating_sub(Duration::from_nanos(boottime_nanos().saturating_sub(sent)))
             }

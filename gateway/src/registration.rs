@@ -33,6 +33,35 @@ pub struct RunKeys {
     pub signing: [u8; 32],
 }
 
+/// The times of a lease, in force for one run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LeaseTimes {
+    /// Time to live.
+    pub ttl: Duration,
+    /// Time between renewals.
+    pub renew_interval: Duration,
+    /// How long before the lease's end the authority ends.
+    pub guard_margin: Duration,
+}
+
+impl LeaseTimes {
+    /// Where neither the configuration nor control says anything.
+    const RENEW_INTERVAL: Duration = Duration::from_secs(1);
+    const GUARD_MARGIN: Duration = Duration::from_millis(300);
+
+    fn read(response: &RegisterResponse, config: &Config) -> Self {
+        let given = |time: &Option<prost_types::Duration>| {
+            time.and_then(|time| Duration::try_from(time).ok()).filter(|time| !time.is_zero())
+        };
+        let (interval, margin) = (given(&response.renew_interval), given(&response.guard_margin));
+        Self {
+            ttl: given(&response.lease_ttl).unwrap_or_default(),
+            renew_interval: config.lease.renew_interval.or(interval).unwrap_or(Self::RENEW_INTERVAL),
+            guard_margin: config.lease.guard_margin.or(margin).unwrap_or(Self::GUARD_MARGIN),
+        }
+    }
+}
+
 /// What control gave to a run.
 #[derive(Debug)]
 pub struct Registration {
@@ -42,8 +71,8 @@ pub struct Registration {
     pub number: NodeNumber,
     /// When the accepted request was sent: the authority counts from here.
     pub sent: Nanos,
-    /// Time to live of the lease.
-    pub lease_ttl: Duration,
+    /// The lease's times.
+    pub lease: LeaseTimes,
     /// The certificate for `AttachReply`.
     pub certificate: NodeCertificate,
     /// Cluster keys, current first.
@@ -116,7 +145,7 @@ pub async fn register(
             })
             .await;
         let status = match answer {
-            Ok(response) => return read(response, sent),
+            Ok(response) => return read(response, config, sent),
             Err(status) => status,
         };
         if let Some(error) = hopeless(config, control, &status) {
@@ -157,16 +186,16 @@ fn hopeless(config: &Config, control: &Control, status: &Status) -> Option<Regis
     matches!(code, Code::InvalidArgument | Code::Unimplemented).then_some(RegisterError::Invalid(problem))
 }
 
-fn read(response: RegisterResponse, sent: Nanos) -> Result<Registration, RegisterError> {
+fn read(response: RegisterResponse, config: &Config, sent: Nanos) -> Result<Registration, RegisterError> {
     let number = u16::try_from(response.number).ok().filter(|n| (1..=NodeNumber::MAX.0).contains(n));
-    let lease_ttl = response.lease_ttl.and_then(|ttl| Duration::try_from(ttl).ok()).unwrap_or_default();
+    let lease = LeaseTimes::read(&response, config);
     let pools = response.pools.iter().map(|pool| pool.parse()).collect::<Result<_, _>>();
     let cluster = cluster_secrets(&response.cluster_keys).filter(|keys| !keys.is_empty());
     Ok(Registration {
         incarnation: Incarnation(response.incarnation),
         number: NodeNumber(number.ok_or(RegisterError::Answer("node number"))?),
         sent,
-        lease_ttl,
+        lease,
         certificate: NodeCertificate::parse(&response.node_certificate)
             .map_err(|_| RegisterError::Answer("node certificate"))?,
         cluster: cluster.ok_or(RegisterError::Answer("cluster key"))?,

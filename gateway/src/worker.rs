@@ -37,7 +37,7 @@ use crate::heartbeat::Heart;
 use crate::identity::{self, IdentityErrors};
 use crate::lease::{Guard, LeaseLost, renew};
 use crate::metrics;
-use crate::registration::{RegisterError, Registration, RunKeys, deregister, register};
+use crate::registration::{LeaseTimes, RegisterError, Registration, RunKeys, deregister, register};
 
 /// Why a worker ended.
 #[derive(Debug, thiserror::Error)]
@@ -151,8 +151,9 @@ pub async fn run(
         () = &mut stop => return Ok(()),
     };
     heart.announce(registration.incarnation);
-    check_times(&config, registration.lease_ttl)?;
-    guard.extend(Authority::renewed(registration.sent, registration.lease_ttl, config.lease.guard_margin));
+    let lease = registration.lease;
+    check_times(&config, lease)?;
+    guard.extend(Authority::renewed(registration.sent, lease.ttl, lease.guard_margin));
     route_pools(&config, &registration, tun.index()).await;
 
     let waker = Waker::new()?;
@@ -173,7 +174,7 @@ pub async fn run(
         shared: Arc::clone(&shared),
         responder: Arc::clone(&responder),
         roster: arc_swap::ArcSwap::from_pointee(Roster { others: vec![], own: config.advertise.clone() }),
-        lease_ttl: registration.lease_ttl,
+        lease_ttl: lease.ttl,
         operator_drain: AtomicBool::new(false),
         terminating: AtomicBool::new(false),
         drain_changed: Notify::new(),
@@ -218,7 +219,7 @@ pub async fn run(
         })
     };
     let outcome = {
-        let renewing = renew(&context, config.lease);
+        let renewing = renew(&context, lease);
         tokio::pin!(renewing);
         let leaving = async {
             (&mut stop).await;
@@ -286,13 +287,13 @@ async fn serve_metrics(
 }
 
 /// A silent worker must be dead before its authority could be anybody else's.
-fn check_times(config: &Config, ttl: Duration) -> Result<(), WorkerError> {
-    let lease = &config.lease;
-    let slack = ttl.checked_sub(lease.guard_margin + lease.renew_interval);
+fn check_times(config: &Config, lease: LeaseTimes) -> Result<(), WorkerError> {
+    let LeaseTimes { ttl, renew_interval, guard_margin } = lease;
+    let slack = ttl.checked_sub(guard_margin + renew_interval);
     if slack.is_none_or(|slack| config.heartbeat_timeout >= slack) {
         return Err(WorkerError::Times(format!(
-            "supervisor.heartbeat_timeout ({:?}) must be less than control's lease ttl ({ttl:?}) minus lease.guard_margin ({:?}) minus lease.renew_interval ({:?}): shorten one of them or have control give longer leases",
-            config.heartbeat_timeout, lease.guard_margin, lease.renew_interval
+            "supervisor.heartbeat_timeout ({:?}) must be less than control's lease ttl ({ttl:?}) minus the guard margin ({guard_margin:?}) minus the renewal interval ({renew_interval:?}): shorten one of them or have control give longer leases",
+            config.heartbeat_timeout
         )));
     }
     Ok(())

@@ -57,10 +57,10 @@ pub struct Flags {
     /// Route the inner pools to the TUN interface [default: true]
     #[arg(long, env = "JUMP_GATEWAY_TUN_ROUTES", value_name = "VALUE")]
     pub tun_routes: Option<String>,
-    /// Time between renewals of the node's lease [default: 1s]
+    /// Time between renewals of the node's lease [default: as control says]
     #[arg(long, env = "JUMP_GATEWAY_LEASE_RENEW_INTERVAL", value_name = "VALUE")]
     pub lease_renew_interval: Option<String>,
-    /// How long before the lease's end forwarding stops [default: 300ms]
+    /// How long before the lease's end forwarding stops [default: as control says]
     #[arg(long, env = "JUMP_GATEWAY_LEASE_GUARD_MARGIN", value_name = "VALUE")]
     pub lease_guard_margin: Option<String>,
     /// Silence after which the worker is killed [default: 1s]
@@ -269,8 +269,12 @@ impl Settings {
     }
 
     pub(super) fn duration(&mut self, key: &'static str, default: Duration) -> Duration {
+        self.optional_duration(key).unwrap_or(default)
+    }
+
+    pub(super) fn optional_duration(&mut self, key: &'static str) -> Option<Duration> {
         let expected = "a duration such as 300ms or 30s";
-        self.optional::<humantime::Duration>(key, expected).map_or(default, Duration::from)
+        self.optional::<humantime::Duration>(key, expected).map(Duration::from)
     }
 
     pub(super) fn list<T: FromStr>(&mut self, key: &'static str, expected: &str) -> Vec<T> {
