@@ -128,6 +128,12 @@ fn a_grant_is_not_a_certificate_nor_the_other_way_round() {
     let certificate = NodeCertificate::issue(&node_claims(), &signer());
     assert_eq!(NodeCertificate::parse(grant.as_bytes()), Err(VerifyError::Malformed));
     assert_eq!(Grant::parse(certificate.as_bytes()), Err(VerifyError::Malformed));
+    // The kind alone decides, even where the fields would fit.
+    let fields = |bytes: &[u8]| bytes[6..bytes.len() - 64].to_vec();
+    let as_certificate = super::sign(super::Kind::NodeCertificate, &fields(grant.as_bytes()), &signer());
+    assert_eq!(Grant::parse(&as_certificate), Err(VerifyError::Malformed));
+    let as_grant = super::sign(super::Kind::Grant, &fields(certificate.as_bytes()), &signer());
+    assert_eq!(NodeCertificate::parse(&as_grant), Err(VerifyError::Malformed));
 }
 
 #[test]
