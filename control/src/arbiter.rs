@@ -3,6 +3,7 @@
 //! Every write compares the record's revision, the device's revision, and what the decision was based on: the
 //! claimant's run exists, the old owner's run does not. There is no other way to become owner.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use jump_proto::convert::AttachAsk;
@@ -14,7 +15,6 @@ use jump_session::ownership::{
 };
 use jump_session::policy::SessionPolicy;
 use jump_session::reason::Reason;
-use std::sync::Arc;
 use tokio::time::Instant;
 
 use crate::addresses::{self, Pools};
@@ -76,7 +76,7 @@ struct Facts {
 
 /// How a write ended.
 enum Written {
-    Yes(StoredSession),
+    Yes(Box<StoredSession>),
     Conflict,
     Unknown(StoreError),
 }
@@ -137,7 +137,7 @@ impl Arbiter {
             };
             let accepted = matches!(transition.next.phase, Phase::Owned { .. });
             match self.write(&facts, transition, compares, ops, now).await? {
-                Written::Yes(stored) if accepted => return Ok(stored),
+                Written::Yes(stored) if accepted => return Ok(*stored),
                 Written::Yes(_) => {}
                 Written::Conflict => backoff(request, &mut conflicts)?.await,
                 Written::Unknown(error) => {
@@ -192,7 +192,7 @@ impl Arbiter {
                 return Ok(stored.clone());
             };
             match self.write(&facts, transition, Vec::new(), Vec::new(), now).await? {
-                Written::Yes(stored) => return Ok(stored),
+                Written::Yes(stored) => return Ok(*stored),
                 Written::Conflict => {}
                 Written::Unknown(error) => last_unknown = Some(error),
             }
@@ -277,7 +277,9 @@ impl Arbiter {
             ops.extend(next.inner.iter().map(|address| addresses::quarantine(*address, next.id, until)));
         }
         match self.store.commit(Txn { compares, ops }).await {
-            Ok(Outcome::Committed(modified)) => Ok(Written::Yes(StoredSession { record: next, modified })),
+            Ok(Outcome::Committed(modified)) => {
+                Ok(Written::Yes(Box::new(StoredSession { record: next, modified })))
+            }
             Ok(Outcome::Conflict) => Ok(Written::Conflict),
             Err(error @ StoreError::Unknown(_)) => Ok(Written::Unknown(error)),
             Err(

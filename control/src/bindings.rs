@@ -123,6 +123,11 @@ impl Bindings {
         let _ = self.reached.subscribe().wait_for(|revision| revision.0 > 0).await;
     }
 
+    /// Says whether the first listing is done.
+    pub fn is_ready(&self) -> bool {
+        lock(&self.state).ready
+    }
+
     /// The newest revision that the cache shows.
     pub fn revision(&self) -> Revision {
         lock(&self.state).revision

@@ -89,10 +89,11 @@ impl Identity {
             .subject_alternative_name()
             .map_err(|_| IdentityError::Malformed)?
             .ok_or(IdentityError::NoRole)?;
-        let mut uris = names.value.general_names.iter().filter_map(|name| match name {
-            GeneralName::URI(uri) => Some(*uri),
-            _other_kind => None,
-        });
+        let mut uris = names
+            .value
+            .general_names
+            .iter()
+            .filter_map(|name| if let GeneralName::URI(uri) = name { Some(*uri) } else { None });
         match (uris.next(), uris.next()) {
             (Some(uri), None) => Self::from_uri(uri),
             _none_or_several => Err(IdentityError::NoRole),

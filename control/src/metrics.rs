@@ -1,18 +1,50 @@
-//! Metric names and the few places that count.
+//! Metric definitions and the few places that count.
 
 use std::time::Duration;
+
+use jump_telemetry::metrics::{Kind, LATENCY_BUCKETS, MetricDef, Unit};
 
 use crate::arbiter::ArbiterError;
 use crate::layout::StoredSession;
 
-/// Attaches decided, by outcome and reason.
-pub const ATTACH_TOTAL: &str = "jump_control_attach_total";
-/// Time from an attach's arrival to its answer, waiting for a live owner included.
-pub const ATTACH_SECONDS: &str = "jump_control_attach_seconds";
+/// Attaches decided.
+pub const ATTACH: MetricDef = MetricDef {
+    name: "jump_control_attach_total",
+    kind: Kind::Counter,
+    unit: Unit::Count,
+    help: "Attaches decided, by outcome (accepted, rejected, failed) and reason.",
+    labels: &["outcome", "reason"],
+};
+
+/// How long they took.
+pub const ATTACH_SECONDS: MetricDef = MetricDef {
+    name: "jump_control_attach_seconds",
+    kind: Kind::Histogram(LATENCY_BUCKETS),
+    unit: Unit::Seconds,
+    help: "Time from an attach's arrival to its answer, waiting for a live owner included.",
+    labels: &["outcome"],
+};
+
 /// Nodes registered.
-pub const REGISTRATIONS_TOTAL: &str = "jump_control_registrations_total";
-/// Sessions ended or released by time, by reason.
-pub const EXPIRED_TOTAL: &str = "jump_control_expired_total";
+pub const REGISTRATIONS: MetricDef = MetricDef {
+    name: "jump_control_registrations_total",
+    kind: Kind::Counter,
+    unit: Unit::Count,
+    help: "Runs of gateway nodes registered here.",
+    labels: &[],
+};
+
+/// What time did.
+pub const EXPIRED: MetricDef = MetricDef {
+    name: "jump_control_expired_total",
+    kind: Kind::Counter,
+    unit: Unit::Count,
+    help: "Sessions that this replica ended or released because time ran out or their owner's node was gone.",
+    labels: &["reason"],
+};
+
+/// All of them, for the registry and for `docs/metrics.md`.
+pub const ALL: &[MetricDef] = &[ATTACH, ATTACH_SECONDS, REGISTRATIONS, EXPIRED];
 
 pub(crate) fn count_attach(outcome: &Result<StoredSession, ArbiterError>, elapsed: Duration) {
     let (outcome, reason) = match outcome {
@@ -21,15 +53,30 @@ pub(crate) fn count_attach(outcome: &Result<StoredSession, ArbiterError>, elapse
         Err(ArbiterError::Store(_)) => ("failed", "STORE_UNAVAILABLE"),
         Err(ArbiterError::Value(_)) => ("failed", "BAD_STORED_VALUE"),
     };
-    metrics::counter!(ATTACH_TOTAL, "outcome" => outcome, "reason" => reason.to_ascii_lowercase())
-        .increment(1);
-    metrics::histogram!(ATTACH_SECONDS, "outcome" => outcome).record(elapsed.as_secs_f64());
+    let reason = reason.to_ascii_lowercase();
+    ATTACH.counter(&[("outcome", outcome), ("reason", &reason)]).increment(1);
+    ATTACH_SECONDS.histogram(&[("outcome", outcome)]).record(elapsed.as_secs_f64());
 }
 
 pub(crate) fn count_registration() {
-    metrics::counter!(REGISTRATIONS_TOTAL).increment(1);
+    REGISTRATIONS.counter(&[]).increment(1);
 }
 
 pub(crate) fn count_expired(reason: &'static str) {
-    metrics::counter!(EXPIRED_TOTAL, "reason" => reason.to_ascii_lowercase()).increment(1);
+    EXPIRED.counter(&[("reason", &reason.to_ascii_lowercase())]).increment(1);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_metrics_keep_the_conventions_and_the_documentation() {
+        assert_eq!(jump_telemetry::metrics::check_conventions(ALL), Vec::<String>::new());
+        jump_telemetry::docs::assert_section(
+            "docs/metrics.md",
+            "control",
+            &jump_telemetry::metrics::table(ALL),
+        );
+    }
 }

@@ -14,6 +14,7 @@ use jump_proto::control_v1::gateway_service_server::GatewayServiceServer;
 use jump_proto::control_v1::node_service_server::NodeServiceServer;
 use jump_proto::control_v1::ownership_service_server::OwnershipServiceServer;
 use jump_proto::control_v1::session_service_server::SessionServiceServer;
+use jump_telemetry::metrics::{MetricsServer, ServeConfig, ServeError as MetricsError};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::server::TcpIncoming;
@@ -32,7 +33,7 @@ use crate::service::{
 };
 use crate::store::etcd::{EtcdConfig, EtcdTls};
 use crate::store::{EmbeddedStore, EtcdStore, SharedStore, StoreError};
-use crate::{clock, reaper};
+use crate::{clock, metrics, reaper};
 
 /// How long a node certificate is valid.
 const CERTIFICATE_LIFETIME: Duration = Duration::from_secs(3600);
@@ -75,6 +76,17 @@ pub enum ServeError {
         /// Why.
         error: std::io::Error,
     },
+    /// The address of the metrics endpoint is taken or not ours.
+    #[error("cannot serve metrics on {address}: {error}: stop what uses it, or change metrics_listen")]
+    MetricsListen {
+        /// The address.
+        address: SocketAddr,
+        /// Why.
+        error: std::io::Error,
+    },
+    /// Metrics cannot be collected.
+    #[error("cannot collect metrics: {0}")]
+    Metrics(String),
     /// The store cannot be used.
     #[error("cannot use the store: {error}: {advice}")]
     Store {
@@ -183,6 +195,10 @@ impl Replica {
         let keys = tokio::spawn(refresh_keys(Arc::clone(&context)));
         let reaper = tokio::spawn(reaper::run(Arc::new(context.arbiter.clone()), stop.clone()));
 
+        let _metrics = match config.metrics_listen {
+            Some(address) => Some(serve_metrics(address, &context, shutdown.clone()).await?),
+            None => None,
+        };
         let (health_reporter, health) = tonic_health::server::health_reporter();
         health_reporter.set_service_status("", tonic_health::ServingStatus::NotServing).await;
         let ready = {
@@ -204,6 +220,7 @@ impl Replica {
             .tls_config(tls)?
             .http2_keepalive_interval(Some(PING_INTERVAL))
             .http2_keepalive_timeout(Some(PING_TIMEOUT))
+            .trace_fn(jump_telemetry::trace::server_span)
             .tcp_nodelay(true)
             .add_service(health)
             .add_optional_service(reflection)
@@ -239,6 +256,25 @@ impl Replica {
         tracing::info!("stopped");
         Ok(result?)
     }
+}
+
+/// Metrics and the health pages. Ready: the cache is filled, and the replica is not about to stop.
+async fn serve_metrics(
+    address: SocketAddr,
+    context: &Arc<Context>,
+    shutdown: CancellationToken,
+) -> Result<MetricsServer, ServeError> {
+    let bindings = Arc::clone(&context.bindings);
+    let serving = ServeConfig::new(address).metrics(metrics::ALL).ready(move || {
+        if shutdown.is_cancelled() {
+            return Err("stopping".to_owned());
+        }
+        if bindings.is_ready() { Ok(()) } else { Err("the store is not listed yet".to_owned()) }
+    });
+    jump_telemetry::metrics::serve(serving).await.map_err(|error| match error {
+        MetricsError::Listen { addr, source } => ServeError::MetricsListen { address: addr, error: source },
+        MetricsError::Metrics(error) => ServeError::Metrics(error.to_string()),
+    })
 }
 
 /// Loads the key rings again whenever one changes.

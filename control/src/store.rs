@@ -2,7 +2,7 @@
 //!
 //! The interface is the subset of etcd's semantics that ownership needs, and no more: revisions, transactions that
 //! compare revisions, leases, and watches that resume. Everything that means something (sessions, nodes, addresses)
-//! is written once above it. `docs/adr/0002-one-store-trait.md` says why the line is drawn here.
+//! is written once above it. `docs/adr/0004-one-store-trait.md` says why the line is drawn here.
 
 use std::fmt;
 use std::sync::Arc;

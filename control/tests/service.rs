@@ -1,4 +1,5 @@
 //! The control plane as its callers see it, over both stores.
+#![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -19,10 +20,12 @@ use jump_proto::token::EnrolmentToken;
 use tonic::Code;
 use tonic_types::StatusExt;
 
+#[path = "support/cluster.rs"]
+mod cluster;
 mod support;
 
+use cluster::{Gateway, Pki, Server, enrol, registration};
 use support::Harness;
-use support::cluster::{Gateway, Pki, Server, enrol, registration};
 
 /// Runs each claim once per store.
 macro_rules! suite {

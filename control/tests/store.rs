@@ -1,4 +1,5 @@
 //! One suite, run against every implementation of the store.
+#![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
 use std::sync::Arc;
 use std::time::Duration;

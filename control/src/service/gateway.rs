@@ -12,6 +12,7 @@ use jump_proto::convert::{AttachAsk, Fields, duration, timestamp};
 use jump_session::ids::{Epoch, Revision, SessionId};
 use jump_session::ownership::{Change, Owner, Phase};
 use tonic::{Request, Response, Status};
+use tracing::Instrument as _;
 
 use super::feed::{self, Feed, ITEMS_PER_MESSAGE, Messages};
 use super::{Context, ServiceError, caller, node_message};
@@ -238,10 +239,14 @@ impl GatewayService for GatewayApi {
         caller::gateway(&request, &request.get_ref().node_id)?;
         let ask = AttachAsk::try_from(request.into_inner()).map_err(ServiceError::from)?;
         let started = Instant::now();
-        let outcome = self.context.arbiter.attach(&ask).await;
+        let span = tracing::info_span!("attach", node = %ask.request.claimant.node);
+        jump_telemetry::trace::join_attempt(&span, ask.request.attempt);
+        let outcome = self.context.arbiter.attach(&ask).instrument(span).await;
         metrics::count_attach(&outcome, started.elapsed());
+        let mut correlation_id = None;
         let outcome = match outcome {
             Ok(stored) => {
+                correlation_id = Some(stored.record.correlation);
                 tracing::info!(
                     session = %stored.record.id,
                     correlation = correlation(&stored),
@@ -270,7 +275,11 @@ impl GatewayService for GatewayApi {
                 return Err(ServiceError::from(error).into());
             }
         };
-        Ok(Response::new(wire::AttachResponse { outcome: Some(outcome) }))
+        let mut response = Response::new(wire::AttachResponse { outcome: Some(outcome) });
+        if let Some(id) = correlation_id {
+            jump_telemetry::trace::set_correlation(response.metadata_mut(), id.into());
+        }
+        Ok(response)
     }
 
     async fn ack_fence(

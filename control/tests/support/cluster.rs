@@ -18,13 +18,13 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity as TlsIdentity};
 use uuid::Uuid;
 
-pub struct Pki {
-    pub dir: TempDir,
+pub(crate) struct Pki {
+    pub(crate) dir: TempDir,
     ca: Pair,
 }
 
 impl Pki {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let this = Self { dir: tempfile::tempdir().unwrap(), ca: make_ca().unwrap() };
         std::fs::write(this.file("ca.pem"), &this.ca.certificate).unwrap();
         this.issue(Role::Control, "c1");
@@ -33,7 +33,7 @@ impl Pki {
         this
     }
 
-    pub fn issue(&self, role: Role, name: &str) {
+    pub(crate) fn issue(&self, role: Role, name: &str) {
         let identity = Identity::new(role, name).unwrap();
         let hosts = ["127.0.0.1".to_owned()];
         let validity = Duration::from_secs(3600);
@@ -43,7 +43,7 @@ impl Pki {
         std::fs::write(self.file(&format!("{role}-{name}-key.pem")), pair.key).unwrap();
     }
 
-    pub fn file(&self, name: &str) -> PathBuf {
+    pub(crate) fn file(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
 
@@ -51,7 +51,7 @@ impl Pki {
         std::fs::read_to_string(self.file(name)).unwrap()
     }
 
-    pub fn tls(&self, who: Option<&str>) -> ClientTlsConfig {
+    pub(crate) fn tls(&self, who: Option<&str>) -> ClientTlsConfig {
         let tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(self.read("ca.pem")));
         match who {
             Some(who) => tls.identity(TlsIdentity::from_pem(
@@ -62,7 +62,7 @@ impl Pki {
         }
     }
 
-    pub fn config(&self, settings: &[(&str, &str)]) -> Config {
+    pub(crate) fn config(&self, settings: &[(&str, &str)]) -> Config {
         let file = |name: &str| self.file(name).display().to_string();
         let mut flags: std::collections::BTreeMap<String, String> = [
             ("listen", "127.0.0.1:0".to_owned()),
@@ -85,14 +85,14 @@ impl Pki {
 }
 
 /// A running replica.
-pub struct Server {
-    pub address: SocketAddr,
+pub(crate) struct Server {
+    pub(crate) address: SocketAddr,
     stop: CancellationToken,
     task: JoinHandle<Result<(), ServeError>>,
 }
 
 impl Server {
-    pub async fn start(pki: &Pki, store: SharedStore, settings: &[(&str, &str)]) -> Self {
+    pub(crate) async fn start(pki: &Pki, store: SharedStore, settings: &[(&str, &str)]) -> Self {
         let replica = Replica::bind_with_store(pki.config(settings), store).await.unwrap();
         let address = replica.address;
         let stop = CancellationToken::new();
@@ -100,12 +100,12 @@ impl Server {
         Self { address, stop, task }
     }
 
-    pub async fn channel(&self, pki: &Pki, who: Option<&str>) -> Channel {
+    pub(crate) async fn channel(&self, pki: &Pki, who: Option<&str>) -> Channel {
         let uri = format!("https://{}", self.address);
         Endpoint::from_shared(uri).unwrap().tls_config(pki.tls(who)).unwrap().connect().await.unwrap()
     }
 
-    pub async fn stop(self) {
+    pub(crate) async fn stop(self) {
         self.stop.cancel();
         self.task.await.unwrap().unwrap();
     }
@@ -113,14 +113,14 @@ impl Server {
 
 /// A registered gateway, without a data plane.
 #[derive(Clone)]
-pub struct Gateway {
-    pub name: String,
-    pub incarnation: u64,
-    pub number: u32,
-    pub client: GatewayServiceClient<Channel>,
+pub(crate) struct Gateway {
+    pub(crate) name: String,
+    pub(crate) incarnation: u64,
+    pub(crate) number: u32,
+    pub(crate) client: GatewayServiceClient<Channel>,
 }
 
-pub fn registration(name: &str) -> wire::RegisterRequest {
+pub(crate) fn registration(name: &str) -> wire::RegisterRequest {
     wire::RegisterRequest {
         node_id: name.to_owned(),
         endpoints: vec!["192.0.2.1:51820".to_owned()],
@@ -133,7 +133,7 @@ pub fn registration(name: &str) -> wire::RegisterRequest {
 }
 
 impl Gateway {
-    pub async fn register(pki: &Pki, server: &Server, name: &str) -> Self {
+    pub(crate) async fn register(pki: &Pki, server: &Server, name: &str) -> Self {
         pki.issue(Role::Gateway, name);
         let channel = server.channel(pki, Some(&format!("gateway-{name}"))).await;
         let mut client = GatewayServiceClient::new(channel);
@@ -142,7 +142,7 @@ impl Gateway {
     }
 
     /// Renews in the background, acknowledging nothing.
-    pub fn keep_alive(&self) -> JoinHandle<()> {
+    pub(crate) fn keep_alive(&self) -> JoinHandle<()> {
         let mut this = self.clone();
         tokio::spawn(async move {
             loop {
@@ -159,7 +159,7 @@ impl Gateway {
         })
     }
 
-    pub fn attach_request(&self, device: [u8; 32], session: &str, seq: u64) -> wire::AttachRequest {
+    pub(crate) fn attach_request(&self, device: [u8; 32], session: &str, seq: u64) -> wire::AttachRequest {
         wire::AttachRequest {
             node_id: self.name.clone(),
             incarnation: self.incarnation,
@@ -174,18 +174,18 @@ impl Gateway {
         }
     }
 
-    pub async fn attach(&self, request: wire::AttachRequest) -> wire::attach_response::Outcome {
+    pub(crate) async fn attach(&self, request: wire::AttachRequest) -> wire::attach_response::Outcome {
         self.client.clone().attach(request).await.unwrap().into_inner().outcome.unwrap()
     }
 
-    pub async fn accepted(&self, request: wire::AttachRequest) -> wire::attach_response::Accepted {
+    pub(crate) async fn accepted(&self, request: wire::AttachRequest) -> wire::attach_response::Accepted {
         match self.attach(request).await {
             wire::attach_response::Outcome::Accepted(accepted) => accepted,
             wire::attach_response::Outcome::Rejected(rejected) => panic!("rejected: {rejected:?}"),
         }
     }
 
-    pub async fn rejected(&self, request: wire::AttachRequest) -> wire::attach_response::Rejected {
+    pub(crate) async fn rejected(&self, request: wire::AttachRequest) -> wire::attach_response::Rejected {
         match self.attach(request).await {
             wire::attach_response::Outcome::Rejected(rejected) => rejected,
             wire::attach_response::Outcome::Accepted(accepted) => panic!("accepted: {accepted:?}"),
@@ -193,7 +193,7 @@ impl Gateway {
     }
 
     /// Acknowledges every fence as soon as the stream orders it.
-    pub async fn obey_fences(&self) -> JoinHandle<()> {
+    pub(crate) async fn obey_fences(&self) -> JoinHandle<()> {
         let mut client = self.client.clone();
         let (node_id, incarnation) = (self.name.clone(), self.incarnation);
         let request = wire::WatchBindingsRequest { node_id: node_id.clone(), incarnation, after_revision: 0 };
@@ -222,7 +222,7 @@ impl Gateway {
 }
 
 /// Enrols a device with this key.
-pub async fn enrol(pki: &Pki, server: &Server, key: [u8; 32]) {
+pub(crate) async fn enrol(pki: &Pki, server: &Server, key: [u8; 32]) {
     let mut client = DeviceServiceClient::new(server.channel(pki, Some("operator-op")).await);
     let device_key = key.iter().map(|byte| format!("{byte:02x}")).collect();
     let request = wire::EnrolDeviceRequest {

@@ -1,7 +1,5 @@
 //! What the tests start: stores of both kinds, on free ports and in directories that vanish.
 
-pub mod cluster;
-
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
@@ -13,12 +11,12 @@ use jump_control::store::{EmbeddedStore, SharedStore};
 use tempfile::TempDir;
 
 /// A port that was free a moment ago.
-pub fn free_port() -> u16 {
+pub(crate) fn free_port() -> u16 {
     TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port()
 }
 
 /// A single etcd node on loopback; killed when dropped.
-pub struct Etcd {
+pub(crate) struct Etcd {
     dir: TempDir,
     client_port: u16,
     peer_port: u16,
@@ -26,7 +24,7 @@ pub struct Etcd {
 }
 
 impl Etcd {
-    pub fn start() -> Self {
+    pub(crate) fn start() -> Self {
         let mut etcd = Self {
             dir: tempfile::tempdir().unwrap(),
             client_port: free_port(),
@@ -37,18 +35,18 @@ impl Etcd {
         etcd
     }
 
-    pub fn endpoint(&self) -> String {
+    pub(crate) fn endpoint(&self) -> String {
         format!("http://127.0.0.1:{}", self.client_port)
     }
 
-    pub fn kill(&mut self) {
+    pub(crate) fn kill(&mut self) {
         if let Some(mut child) = self.child.take() {
             child.kill().unwrap();
             child.wait().unwrap();
         }
     }
 
-    pub fn spawn(&mut self) {
+    pub(crate) fn spawn(&mut self) {
         let client = self.endpoint();
         let peer = format!("http://127.0.0.1:{}", self.peer_port);
         let child = Command::new("etcd")
@@ -62,14 +60,10 @@ impl Etcd {
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn();
-        let child = child.or_else(|_| {
-            // Debian's 3.4 does not know every flag of 3.5.
-            Err(std::io::Error::other("cannot start etcd: install it with `apt-get install etcd-server`"))
-        });
-        self.child = Some(child.unwrap());
+        self.child = Some(child.expect("cannot start etcd: install it with `apt-get install etcd-server`"));
     }
 
-    pub fn config(&self) -> EtcdConfig {
+    pub(crate) fn config(&self) -> EtcdConfig {
         EtcdConfig {
             keepalive_interval: Duration::from_millis(500),
             keepalive_timeout: Duration::from_millis(400),
@@ -78,7 +72,7 @@ impl Etcd {
     }
 
     /// Connects once the server answers.
-    pub async fn connect(&self) -> EtcdStore {
+    pub(crate) async fn connect(&self) -> EtcdStore {
         for _ in 0..20 {
             if let Ok(store) = EtcdStore::connect(self.config()).await {
                 return store;
@@ -95,24 +89,24 @@ impl Drop for Etcd {
 }
 
 /// A store under test with what it takes to hurt it.
-pub enum Harness {
+pub(crate) enum Harness {
     Embedded { dir: TempDir },
     Etcd(Box<Etcd>),
 }
 
 /// How many revisions the embedded store under test looks back on.
-pub const HISTORY_REVISIONS: usize = 64;
+pub(crate) const HISTORY_REVISIONS: usize = 64;
 
 impl Harness {
-    pub fn embedded() -> Self {
+    pub(crate) fn embedded() -> Self {
         Self::Embedded { dir: tempfile::tempdir().unwrap() }
     }
 
-    pub fn etcd() -> Self {
+    pub(crate) fn etcd() -> Self {
         Self::Etcd(Box::new(Etcd::start()))
     }
 
-    pub fn path(&self) -> Option<PathBuf> {
+    pub(crate) fn path(&self) -> Option<PathBuf> {
         match self {
             Self::Embedded { dir } => Some(dir.path().join("store.redb")),
             Self::Etcd(_) => None,
@@ -120,7 +114,7 @@ impl Harness {
     }
 
     /// Opens the store; for the embedded one every other handle must be gone.
-    pub async fn open(&self) -> SharedStore {
+    pub(crate) async fn open(&self) -> SharedStore {
         match self {
             Self::Embedded { .. } => {
                 let path = self.path().unwrap();
