@@ -118,7 +118,7 @@ mod tests {
         heart.announce(Incarnation(0x6261_6262_6962_6200));
         heart.beat();
         drop(heart);
-        let mut bytes = vec![0; 100];
+        let mut bytes = [0; 100];
         let len = rustix::io::read(&reader, &mut bytes[..]).unwrap();
         for chunk in [1, 3, len] {
             let mut ear = Ear::default();

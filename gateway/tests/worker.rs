@@ -68,7 +68,7 @@ impl Rig {
             tls_certificate: text(control.file("gw.pem")),
             tls_key: text(control.file("gw-key.pem")),
             tun_routes: Some("false".into()),
-            drain_deadline: Some("1s".into()),
+            drain_deadline: Some("20s".into()),
             ..Flags::default()
         };
         let config = Config::load(&flags).unwrap();
@@ -177,6 +177,13 @@ impl Device {
     }
 }
 
+impl Device {
+    /// The same, tried for as long as a loaded machine may need.
+    fn reaches_soon(&mut self, server: &UdpSocket, mark: u8) -> bool {
+        (0..30).any(|_| self.reaches(server, mark))
+    }
+}
+
 #[derive(Debug)]
 enum Received {
     Frame(Frame),
@@ -223,7 +230,7 @@ async fn traffic_goes_both_ways_through_the_tun_device() {
     let mut device = rig.attach().await;
     beside(move || {
         let server = server();
-        assert!(device.reaches(&server, 1));
+        assert!(device.reaches_soon(&server, 1));
         server.send_to(b"down", "10.213.0.2:9").unwrap();
         let down = std::iter::from_fn(|| device.receive()).take(10).find_map(|received| match received {
             Received::Packet(packet) if packet.ends_with(b"down") => Some(packet),
@@ -244,12 +251,13 @@ async fn without_a_renewal_nothing_is_forwarded_past_the_deadline_and_everything
         let server = server();
         let mut last = from;
         while from.elapsed() < TTL + Duration::from_millis(500) {
+            let sent = Instant::now();
             if device.reaches(&server, 2) {
-                last = Instant::now();
+                last = sent;
             }
         }
         // The last renewal was sent at most one interval before; the margin is 300 ms.
-        assert!(last - from < TTL, "a packet was forwarded {:?} after the last renewal", last - from);
+        assert!(last - from < TTL, "a packet sent {:?} after the last renewal was forwarded", last - from);
         server.send_to(b"down", "10.213.0.2:9").unwrap();
         device.socket.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
         assert!(device.receive().is_none(), "something was sent to a client without authority");
@@ -261,7 +269,7 @@ async fn without_a_renewal_nothing_is_forwarded_past_the_deadline_and_everything
         state.renewals_seen.clear();
     });
     rig.control.until("a renewal", |state| (!state.renewals_seen.is_empty()).then_some(())).await;
-    assert!(beside(move || (0..5).any(|_| device.reaches(&server, 3))).await);
+    assert!(beside(move || device.reaches_soon(&server, 3)).await);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -374,7 +382,7 @@ async fn a_drain_names_the_other_gateway_and_ends_once_the_session_has_moved() {
         other => panic!("{other:?} instead of a Migrate"),
     }
     let device = beside(move || {
-        assert!(device.reaches(&server(), 6), "not served until it has moved");
+        assert!(device.reaches_soon(&server(), 6), "not served until it has moved");
         device
     })
     .await;
