@@ -53,8 +53,7 @@ pub(crate) fn count_attach(outcome: &Result<StoredSession, ArbiterError>, elapse
         Err(ArbiterError::Store(_)) => ("failed", "STORE_UNAVAILABLE"),
         Err(ArbiterError::Value(_)) => ("failed", "BAD_STORED_VALUE"),
     };
-    let reason = reason.to_ascii_lowercase();
-    ATTACH.counter(&[("outcome", outcome), ("reason", &reason)]).increment(1);
+    ATTACH.counter(&[("outcome", outcome), ("reason", reason)]).increment(1);
     ATTACH_SECONDS.histogram(&[("outcome", outcome)]).record(elapsed.as_secs_f64());
 }
 
@@ -63,7 +62,7 @@ pub(crate) fn count_registration() {
 }
 
 pub(crate) fn count_expired(reason: &'static str) {
-    EXPIRED.counter(&[("reason", &reason.to_ascii_lowercase())]).increment(1);
+    EXPIRED.counter(&[("reason", reason)]).increment(1);
 }
 
 #[cfg(test)]
