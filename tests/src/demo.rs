@@ -85,7 +85,7 @@ fn play(options: &Options, terminal: &Terminal, cluster: &mut Cluster) -> Result
     let mut web = WebServer::start(&cluster.network.inner, WEB_PORT, options.rate_mib * MIB)?;
     let echo = EchoServer::start(&cluster.network.inner, ECHO_PORT)?;
     let before = cluster.up(0)?;
-    terminal.event("device", &format!("attached as {}", before.inner_text()));
+    terminal.event("device", &format!("attached as {}, session {}", before.inner_text(), before.session));
     terminal.owner(&before);
     let before = View { status_session: cluster.session_of(0)?, ownership: before };
     let session = before.ownership.session.clone();

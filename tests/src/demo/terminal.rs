@@ -1,5 +1,6 @@
 //! How the demo tells its story: a line per event, a progress bar while it waits; plain lines when piped.
 
+use std::cell::RefCell;
 use std::io::{IsTerminal as _, Write as _};
 use std::time::{Duration, Instant};
 
@@ -20,6 +21,7 @@ pub struct Terminal {
     colour: bool,
     bar: bool,
     quiet: bool,
+    owner_said: RefCell<String>,
 }
 
 impl Terminal {
@@ -31,6 +33,7 @@ impl Terminal {
             colour: terminal && std::env::var_os("NO_COLOR").is_none(),
             bar: terminal && !quiet,
             quiet,
+            owner_said: RefCell::default(),
         }
     }
 
@@ -45,11 +48,17 @@ impl Terminal {
         self.line(&format!("{at:7.2} s  {} {text}", self.paint(style, &format!("{subject:<9}"))));
     }
 
-    /// Who owns the session now.
+    /// Who owns the session now; said once.
     pub fn owner(&self, o: &Ownership) {
         let owner = o.owner.as_deref().unwrap_or("nobody");
-        let text = format!("{owner}  epoch {}  {} ({})", o.epoch, o.phase, o.reason);
-        self.event("owner", &format!("{text}  session {}", o.session));
+        let what = match &o.handover_to {
+            Some(to) => format!("{} to {to}", o.phase),
+            None => o.phase.clone(),
+        };
+        let text = format!("{owner}  epoch {}  {what}  ({})", o.epoch, o.reason);
+        if self.owner_said.replace(text.clone()) != text {
+            self.event("owner", &text);
+        }
     }
 
     /// A line as it is.

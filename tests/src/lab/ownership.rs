@@ -21,6 +21,8 @@ pub struct Ownership {
     pub owner: Option<String>,
     /// The owning run.
     pub incarnation: Option<u64>,
+    /// The node that takes over, in a handover.
+    pub handover_to: Option<String>,
     /// Reason code of the last transition.
     pub reason: String,
     /// Inner addresses.
@@ -42,11 +44,13 @@ impl Ownership {
         let text = |name: &str| value.get(name).and_then(Value::as_str).map(str::to_owned);
         let number = |value: &Value| value.as_u64().or_else(|| value.as_str().and_then(|s| s.parse().ok()));
         let owner = value.get("owner").filter(|owner| !owner.is_null());
+        let node = |owner: &Value| owner.get("node_id").and_then(Value::as_str).map(str::to_owned);
         Ok(Self {
             session: text("session_id").context("no session_id")?,
             phase: text("phase").context("no phase")?.trim_start_matches("SESSION_PHASE_").to_owned(),
             epoch: value.get("epoch").and_then(number).context("no epoch")?,
-            owner: owner.and_then(|o| o.get("node_id")).and_then(Value::as_str).map(str::to_owned),
+            owner: owner.and_then(node),
+            handover_to: value.get("handover_to").and_then(node),
             incarnation: owner.and_then(|o| o.get("incarnation")).and_then(number),
             reason: text("last_reason").unwrap_or_default(),
             inner: value
