@@ -127,7 +127,18 @@ pub fn refused(what: &str, status: &Status) -> Failure {
     }
     let named = if reason.is_empty() || text.contains(&reason) { text } else { format!("{text} [{reason}]") };
     match status.code() {
-        Code::NotFound => Failure::new(Exit::NotFound, format!("{what}: {named}")),
+        Code::NotFound => Failure::new(
+            Exit::NotFound,
+            match reason.as_str() {
+                "UNKNOWN_SESSION" => {
+                    format!("{what}: not found; jumpctl sessions list shows those that exist [{reason}]")
+                }
+                "UNKNOWN_DEVICE" => {
+                    format!("{what}: not found; jumpctl devices list shows those that exist [{reason}]")
+                }
+                _ => format!("{what}: {named}"),
+            },
+        ),
         Code::Unauthenticated => Failure::new(
             Exit::Refused,
             format!("{what}: {named}: control wants a certificate of the cluster's CA (--cert, --key)"),

@@ -120,8 +120,15 @@ fn a_missing_permission_for_tun_is_named_by_gateway_and_client() {
     let run = &cluster.run;
     let host = &cluster.network.gateways[0];
     let identity = cluster.pki.issue("gateway", "gw9", &[host.wan.to_string()]).unwrap();
-    let gateway =
-        programs::gateway(host, "gw9", &identity, &cluster.network.controls, "", run.path()).unwrap();
+    let gateway = programs::gateway(
+        host,
+        "gw9",
+        &identity,
+        &cluster.network.controls,
+        "[tun]\nname = \"jump9\"\n",
+        run.path(),
+    )
+    .unwrap();
     fails_saying(without_net_admin(host, &gateway), run, &["tun", "CAP_NET_ADMIN"]);
     let device = &cluster.network.devices[0];
     let client = programs::device(device, &cluster.state_dir(0)).unwrap();
