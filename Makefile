@@ -14,7 +14,7 @@ TARGET_DIR = $(or $(CARGO_TARGET_DIR),target)
 BIN_DIR = $(TARGET_DIR)/$(if $(filter dev,$(PROFILE)),debug,$(PROFILE))
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test fmt lint check-boundaries doc bench-failover clean
+.PHONY: help build demo test test-full fmt lint check-boundaries doc bench-failover clean
 
 -include make/*.mk
 
@@ -35,6 +35,11 @@ test: ## Installs what the tests need and runs all of them; as root
 	@scripts/check-boundaries.sh
 	$(CARGO) build --workspace --bins --locked
 	$(CARGO) test --workspace --locked --no-fail-fast
+
+test-full: ## The end-to-end tests at the promised sizes: a thousand races, a million garbage datagrams, ten thousand sessions; as root
+	@scripts/install-deps.sh build demo etcd test
+	$(CARGO) build --workspace --bins --locked
+	JUMP_TEST_FULL=1 $(CARGO) test --package jump-tests --locked --no-fail-fast --test 'e2e_*'
 
 fmt: ## Formats the code
 	$(CARGO) fmt --all
