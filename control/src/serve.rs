@@ -364,7 +364,25 @@ fn tls(config: &Config) -> Result<(ServerTlsConfig, Vec<u8>), ServeError> {
         .identity(TlsIdentity::from_pem(cert, key))
         .client_ca_root(Certificate::from_pem(ca))
         .client_auth_optional(true);
+    Server::builder().tls_config(tls.clone()).map_err(|error| ServeError::Certificate {
+        what: "the server certificate",
+        path: config.cert.clone(),
+        problem: format!(
+            "cannot be used with the key {} ({}): give the two files of one `jump-control pki issue`",
+            config.key.display(),
+            innermost(&error)
+        ),
+    })?;
     Ok((tls, ca_der))
+}
+
+/// What an error chain ends in.
+fn innermost(error: &dyn std::error::Error) -> String {
+    let mut last = error;
+    while let Some(source) = last.source() {
+        last = source;
+    }
+    last.to_string()
 }
 
 fn check_certificate(what: &'static str, path: &Path, pem: &str) -> Result<Vec<u8>, ServeError> {

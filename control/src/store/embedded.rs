@@ -92,7 +92,9 @@ impl EmbeddedStore {
     /// # Errors
     /// As [`open`](Self::open).
     pub fn open_with_history(path: &Path, history_revisions_max: usize) -> Result<Self, StoreError> {
-        let refused = |error: &dyn fmt::Display| StoreError::Refused(format!("{}: {error}", path.display()));
+        let refused = |error: &dyn fmt::Display| {
+            StoreError::Refused(format!("{}: {}", path.display(), error.to_string().trim_end_matches('.')))
+        };
         let database = Database::create(path).map_err(|e| refused(&e))?;
         let (revision, leases) = writer::prepare(&database, Instant::now()).map_err(|e| refused(&e))?;
         let shared = Arc::new(Shared {
