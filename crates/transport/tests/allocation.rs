@@ -70,7 +70,7 @@ fn packets_through_device_and_socket_and_back_allocate_nothing() {
         let (near, far) = (bind(), bind());
         let far_address = far.local_address().unwrap();
         let application = StdUdpSocket::bind("10.99.0.1:0").unwrap();
-        application.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        application.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
         let traffic = UdpSocket::bind("10.99.0.1:0".parse().unwrap(), &UdpOptions::default()).unwrap();
         let mut traffic_batch = SendBatch::new();
 

@@ -18,7 +18,7 @@ use tokio::runtime::Runtime;
 use tokio_rustls::rustls;
 
 /// Nothing here takes this long; a test that gets here has failed.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A transport and the thread that owns it, which is the test's.
 struct End {
@@ -340,23 +340,23 @@ fn a_flood_without_a_reader_is_bounded_and_the_path_recovers(mut suite: Suite) {
         }
     }
     client.transport.flush();
-    // The reader is back: a datagram sent again and again gets through.
+    if suite.keeps_newest {
+        server.until("the newest datagram", |end| end.seen.last().is_some_and(|d| number(&d.1) == FLOOD - 1));
+        assert!(server.seen.len() < FLOOD, "nothing was dropped, so something grew");
+        let dropped =
+            client.transport.counters().dropped_outgoing + server.transport.counters().dropped_incoming;
+        assert_eq!(dropped as usize + server.seen.len(), FLOOD, "every loss is counted");
+    }
+    // Now that the reader is back, a datagram gets through, if need be at a later try.
     let start = std::time::Instant::now();
-    while !server.seen.iter().any(|d| number(&d.1) == MARK) {
-        assert!(start.elapsed() < PATIENCE, "the path did not recover; {} datagrams came", server.seen.len());
+    while server.seen.last().is_none_or(|d| number(&d.1) != MARK) {
+        assert!(start.elapsed() < PATIENCE, "no recovery; {} datagrams came", server.seen.len());
         client.send(to_server, &numbered(MARK, 1000));
         let fd = server.transport.readable();
         wait(fd.as_slice(), &server.waker, Some(Duration::from_millis(20)), &mut [false]).unwrap();
         server.take();
     }
-    let flood: Vec<usize> = server.seen.iter().map(|d| number(&d.1)).filter(|n| *n != MARK).collect();
-    assert!(flood.len() < FLOOD, "nothing was dropped, so something grew");
-    if suite.keeps_newest {
-        assert!(flood.contains(&(FLOOD - 1)), "the oldest goes first");
-        let dropped =
-            client.transport.counters().dropped_outgoing + server.transport.counters().dropped_incoming;
-        assert_eq!(dropped as usize + flood.len(), FLOOD, "every loss is counted");
-    }
+    assert!(server.seen.iter().filter(|d| number(&d.1) != MARK).count() < FLOOD);
 }
 
 fn a_path_to_nobody_ends_with_a_reason(mut suite: Suite) {

@@ -131,7 +131,7 @@ fn udp_echo(wire: &Wire, address: &str) {
     let any: SocketAddr = if address.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" }.parse().unwrap();
     let client = wire.left.run(move || UdpSocket::bind(any).unwrap());
     client.connect(address).unwrap();
-    client.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    client.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
     let echo = std::thread::spawn(move || {
         let mut buffer = [0; 2000];
         loop {
@@ -179,7 +179,7 @@ fn a_device_with_offloads_and_one_without_understand_each_other() {
 fn a_segmented_udp_send_arrives_as_its_datagrams() {
     let wire = Wire::new([true, true]);
     let receiver = wire.right.run(|| UdpSocket::bind("10.99.0.2:7001").unwrap());
-    receiver.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    receiver.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
     let sent = wire.left.run(|| {
         use jump_transport::udp::{SendBatch, UdpOptions, UdpSocket};
         let socket = UdpSocket::bind("10.99.0.1:0".parse().unwrap(), &UdpOptions::default()).unwrap();
@@ -266,7 +266,7 @@ fn a_child_process_answers_on_the_device_it_inherited_and_the_parent_keeps_it() 
             .spawn()
             .unwrap();
         let socket = UdpSocket::bind("10.99.0.1:5000").unwrap();
-        socket.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        socket.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
         socket.send_to(b"ping", "10.99.0.9:6000").unwrap();
         let mut buffer = [0; 100];
         let (len, from) = socket.recv_from(&mut buffer).unwrap();
@@ -315,7 +315,7 @@ fn routes_and_addresses_come_and_go_and_are_announced() {
         let mut changes = network_changes().unwrap();
         let waker = Waker::new().unwrap();
         let mut announced = |what: &str| {
-            wait(&[changes.as_fd()], &waker, Some(Duration::from_secs(20)), &mut [false]).unwrap();
+            wait(&[changes.as_fd()], &waker, Some(Duration::from_secs(60)), &mut [false]).unwrap();
             let change = changes.drain().unwrap();
             assert!(change.any(), "{what} was not announced");
             change
