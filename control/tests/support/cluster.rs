@@ -73,6 +73,8 @@ impl Pki {
             ("store.kind", "embedded".to_owned()),
             ("store.path", file("unused.redb")),
             ("pools", "10.77.0.0/16,fd00:77::/64".to_owned()),
+            // A loaded machine must not lose its leases.
+            ("lease.ttl", "30s".to_owned()),
             ("policy.switch_cooldown", "0s".to_owned()),
             ("policy.switches_per_minute_max", "100000".to_owned()),
         ]
@@ -175,7 +177,14 @@ impl Gateway {
     }
 
     pub(crate) async fn attach(&self, request: wire::AttachRequest) -> wire::attach_response::Outcome {
-        self.client.clone().attach(request).await.unwrap().into_inner().outcome.unwrap()
+        // As a gateway does: where the store did not answer, the same attempt is asked again.
+        for _ in 0..10 {
+            match self.client.clone().attach(request.clone()).await {
+                Ok(answer) => return answer.into_inner().outcome.unwrap(),
+                Err(status) => assert_eq!(status.code(), tonic::Code::Unavailable, "{status}"),
+            }
+        }
+        panic!("the store stays unavailable")
     }
 
     pub(crate) async fn accepted(&self, request: wire::AttachRequest) -> wire::attach_response::Accepted {

@@ -66,7 +66,8 @@ impl Etcd {
     pub(crate) fn config(&self) -> EtcdConfig {
         EtcdConfig {
             keepalive_interval: Duration::from_millis(500),
-            keepalive_timeout: Duration::from_millis(400),
+            keepalive_timeout: Duration::from_secs(2),
+            request_timeout: Duration::from_secs(5),
             ..EtcdConfig::new(vec![self.endpoint()])
         }
     }
