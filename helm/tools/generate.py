@@ -33,7 +33,7 @@ CONSTRAINTS = {
     "gateway.service.nodePort": {"minimum": 0, "maximum": 32767},
     "gateway.autoscaling.targetCPUUtilization": {"minimum": 1, "maximum": 100},
     "store.kind": {"enum": ["etcd-bundled", "etcd-external", "embedded"]},
-    "tls.kind": {"enum": ["job", "cert-manager", "existing"]},
+    "tls.kind": {"enum": ["cert-manager", "existing"]},
     "tls.issuerRef.kind": {"enum": ["Issuer", "ClusterIssuer"]},
     "logFormat": {"enum": ["json", "human"]},
 }

@@ -53,6 +53,10 @@ imagePullSecrets:
 {{- if eq .Values.tls.kind "existing" -}}{{ .Values.tls.existingGatewaySecret }}{{- else -}}{{ include "jv.fullname" . }}-gateway-tls{{- end -}}
 {{- end -}}
 
+{{- define "jv.etcdSecret" -}}
+{{- if eq .Values.tls.kind "existing" -}}{{ .Values.tls.existingEtcdSecret }}{{- else -}}{{ include "jv.fullname" . }}-etcd-tls{{- end -}}
+{{- end -}}
+
 {{- define "jv.controlReplicas" -}}
 {{- if eq .Values.store.kind "embedded" -}}1{{- else -}}{{ .Values.control.replicas }}{{- end -}}
 {{- end -}}
