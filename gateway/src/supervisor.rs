@@ -25,8 +25,9 @@ use crate::registration::deregister;
 pub const EXIT_LASTING: u8 = 78;
 /// How long a worker may take to its first beat.
 const FIRST_BEAT: Duration = Duration::from_secs(5);
-/// How long a worker must live for its death not to count towards a crash loop.
-const LONG_LIFE: Duration = Duration::from_secs(10);
+/// How long a worker must live for its death not to count towards a crash loop. Short, so that a gateway that is killed again and
+/// again is still back at once; one restart a second is load that everybody can carry.
+const LONG_LIFE: Duration = Duration::from_secs(1);
 /// The longest pause before the next worker.
 const PAUSE_MAX: Duration = Duration::from_secs(5);
 /// How long control is asked to take a dead worker's deregistration.

@@ -73,8 +73,15 @@ fn judge(round: usize, outcomes: &[AttachResult; 2], accepted: &mut BTreeMap<u64
                 let earlier = accepted.insert(a.epoch.0, round);
                 assert_eq!(earlier, None, "epoch {} was accepted twice, last in round {round}", a.epoch);
             }
+            // CONFLICT: the store had accepted it, and the other attempt took over before this gateway could say so.
             AttachResult::Rejected { reason, .. } => assert!(
-                matches!(reason, Reason::StaleAttempt | Reason::HandoverPending | Reason::SupersededAttempt),
+                matches!(
+                    reason,
+                    Reason::StaleAttempt
+                        | Reason::HandoverPending
+                        | Reason::SupersededAttempt
+                        | Reason::Conflict
+                ),
                 "round {round}: rejected with {reason:?}"
             ),
         }

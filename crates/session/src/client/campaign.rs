@@ -211,7 +211,7 @@ impl Client {
             reason,
             detect: now.saturating_sub(silent_since),
             decided_at: now,
-            targets: self.targets(reason, first),
+            targets: self.targets(first),
             position: 0,
             round: 0,
             next_try: Some(now),
@@ -223,15 +223,14 @@ impl Client {
         });
     }
 
-    /// Every known gateway once: those asked for, then the roster; the present owner's last, unless it is the one that
-    /// sent a hint and so is known to be alive.
-    fn targets(&self, reason: Reason, first: &[SocketAddr]) -> Vec<SocketAddr> {
+    /// Every known gateway once: those asked for, then the roster; the present owner's last. One that sent a hint has lost
+    /// what it knew a moment ago: another that has not is the safer choice, at the same price of a round trip.
+    fn targets(&self, first: &[SocketAddr]) -> Vec<SocketAddr> {
         let present = self.link.as_ref().map(|link| link.gateway);
-        let alive = present.filter(|_| reason == Reason::ReattachHint);
         let others =
             self.roster.iter().chain(&self.config.gateways).filter(|gateway| Some(**gateway) != present);
         let mut targets: Vec<SocketAddr> = Vec::new();
-        for gateway in first.iter().chain(&alive).chain(others).chain(&present) {
+        for gateway in first.iter().chain(others).chain(&present) {
             if !targets.contains(gateway) {
                 targets.push(*gateway);
             }
