@@ -254,6 +254,18 @@ async fn of_a_thousand_racing_attaches_exactly_one_is_accepted_per_epoch(harness
     if seen.epoch == *last && seen.phase() == wire::SessionPhase::Owned {
         assert_eq!(owner(&seen), Some((names[0].clone(), *last)));
     }
+    // Nobody is stuck: the next attempt goes through.
+    let next = gw1.attach_request(DEVICE, &born.session_id, 1000);
+    let settled = async {
+        loop {
+            match gw1.attach(next.clone()).await {
+                Outcome::Accepted(won) => break won.epoch,
+                Outcome::Rejected(lost) => println!("not yet: {}", lost.reason),
+            }
+        }
+    };
+    let epoch = tokio::time::timeout(Duration::from_secs(60), settled).await.expect("the session is stuck");
+    assert!(epoch > *last);
 }
 
 async fn a_gateway_speaks_only_for_itself_and_readers_change_nothing(harness: Harness) {

@@ -81,7 +81,7 @@ impl EtcdConfig {
             connect_timeout: Duration::from_millis(500),
             request_timeout: Duration::from_secs(2),
             keepalive_interval: Duration::from_secs(5),
-            keepalive_timeout: Duration::from_millis(500),
+            keepalive_timeout: Duration::from_secs(1),
         }
     }
 
