@@ -25,11 +25,12 @@ use crate::registration::deregister;
 pub const EXIT_LASTING: u8 = 78;
 /// How long a worker may take to its first beat.
 const FIRST_BEAT: Duration = Duration::from_secs(5);
-/// How long a worker must live for its death not to count towards a crash loop. Short, so that a gateway that is killed again and
-/// again is still back at once; one restart a second is load that everybody can carry.
+/// How long a worker must live for its death not to count towards a crash loop.
 const LONG_LIFE: Duration = Duration::from_secs(1);
-/// The longest pause before the next worker.
+/// The longest pause after a worker that never registered: most likely the next one cannot either.
 const PAUSE_MAX: Duration = Duration::from_secs(5);
+/// The longest pause after a worker that did: its sessions' return packets wait for the next one.
+const PAUSE_AFTER_SERVICE_MAX: Duration = Duration::from_millis(100);
 /// How long control is asked to take a dead worker's deregistration.
 const DEREGISTER_PATIENCE: Duration = Duration::from_secs(5);
 
@@ -134,7 +135,8 @@ pub async fn supervise(config: &Config, command: &WorkerCommand) -> Result<(), S
             break Err(SupervisorError::WorkerFailed);
         }
         quick_deaths = if started.elapsed() < LONG_LIFE { quick_deaths + 1 } else { 0 };
-        let pause = pause_after(quick_deaths);
+        let pause_max = if worker.incarnation.is_some() { PAUSE_AFTER_SERVICE_MAX } else { PAUSE_MAX };
+        let pause = pause_after(quick_deaths).min(pause_max);
         if !pause.is_zero() {
             tracing::warn!(
                 deaths = quick_deaths,
