@@ -19,6 +19,9 @@ use crate::reason::Reason;
 /// A rejected client asks again no sooner and no later than this, whatever the gateway says.
 const RETRY_AFTER_MIN: Duration = Duration::from_millis(20);
 const RETRY_AFTER_MAX: Duration = Duration::from_secs(5);
+/// The same where the refusal is a matter of pace and the old path is lost. Pace protects a live owner alone: as soon as the
+/// store knows that it is dead the answer is another, and a client without service asks for it.
+const RETRY_AFTER_WITHOUT_PATH_MAX: Duration = Duration::from_millis(200);
 
 impl Client {
     /// A gateway proved itself on `path`: the open handshakes with others end, and this one is asked for the session.
@@ -121,7 +124,10 @@ impl Client {
         current_attach_seq: AttachSeq,
         retry_after: Duration,
     ) {
-        let at = now + retry_after.clamp(RETRY_AFTER_MIN, RETRY_AFTER_MAX);
+        let served = self.link.as_ref().is_some_and(|link| link.usable);
+        let paced = matches!(reason, Reason::SwitchRateExceeded | Reason::SwitchCooldown);
+        let patience = if paced && !served { RETRY_AFTER_WITHOUT_PATH_MAX } else { RETRY_AFTER_MAX };
+        let at = now + retry_after.clamp(RETRY_AFTER_MIN, patience);
         let gateway = confirming.gateway;
         let course = course(reason);
         if course == Course::End {
