@@ -49,7 +49,12 @@ fn main() -> Result<ExitCode> {
         StoreName::Etcd => Store::Etcd,
     };
     let endings = if arguments.ending.is_empty() { Ending::ALL.to_vec() } else { arguments.ending.clone() };
-    let mut cluster = Cluster::start(&Plan::small("bench-failover").with_store(store))?;
+    let plan = Plan {
+        // The session moves more often here than an ordinary policy lets it.
+        control_settings: "[policy]\nswitches_per_minute_max = 128\n".to_owned(),
+        ..Plan::small("bench-failover").with_store(store)
+    };
+    let mut cluster = Cluster::start(&plan)?;
     let echo = EchoServer::start(&cluster.network.inner, 7)?;
     let session = cluster.up(0)?.session;
     let probe = Probe::start(&cluster.network.devices[0], echo.address())?;
