@@ -9,6 +9,7 @@
 #   etcd      the etcd server of the three-node store
 #   embedded  nothing (the store is part of jump-control)
 #   test      packet capture, for checks that a paused gateway forwards nothing; the syslog server of the audit tests
+#   helm      Python's virtual environments, for the chart's test
 #   observability  the syslog server, and promtool for the alert rules
 set -eu
 
@@ -59,12 +60,15 @@ for group in "$@"; do
             need tcpdump command -v tcpdump
             need_syslog
             ;;
+        helm)
+            need python3-venv python3 -c 'import ensurepip, venv'
+            ;;
         observability)
             need_syslog
             need prometheus command -v promtool
             ;;
         *)
-            echo "install-deps: unknown group '$group'; the groups are build, demo, iperf, etcd, embedded, test and observability" >&2
+            echo "install-deps: unknown group '$group'; the groups are build, demo, iperf, etcd, embedded, test, helm and observability" >&2
             exit 2
             ;;
     esac

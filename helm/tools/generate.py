@@ -13,6 +13,7 @@ import sys
 import yaml
 
 CHART = pathlib.Path(__file__).resolve().parent.parent / "jumping-vpn"
+DEPLOY = CHART.parent.parent / "deploy"
 
 # What a type alone cannot say. Keys are paths in values.yaml.
 CONSTRAINTS = {
@@ -95,17 +96,16 @@ def rows(value, path: str, notes: dict[str, str]):
         yield f"| `{path}` | `{default}` | {notes.get(path, '')} |"
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--check", action="store_true", help="fail when a generated file is stale; change nothing")
-    check = parser.parse_args().check
+def generated() -> dict[str, bytes]:
+    """What every generated file must hold.
 
+    Raises SystemExit when a value has no comment.
+    """
     text = (CHART / "values.yaml").read_text()
     values, notes = yaml.safe_load(text), comments(text)
     missing = [row.split("`")[1] for row in rows(values, "", notes) if row.endswith("|  |")]
     if missing:
-        print(f"values without a `# --` comment: {', '.join(missing)}")
-        return 1
+        raise SystemExit(f"values without a `# --` comment: {', '.join(missing)}")
 
     top = schema(values, "", notes)
     # Helm passes subchart and global values alongside.
@@ -114,16 +114,35 @@ def main() -> int:
     template = (CHART / "README.md.tmpl").read_text()
     table = "| Value | Default | What it is |\n|---|---|---|\n" + "\n".join(rows(values, "", notes))
     files = {
-        "values.schema.json": json.dumps(top, indent=2) + "\n",
-        "README.md": template.replace("{{ values }}", table),
+        "values.schema.json": (json.dumps(top, indent=2) + "\n").encode(),
+        "README.md": template.replace("{{ values }}", table).encode(),
+        # Helm packs only what is below the chart.
+        "files/rules.yaml": (DEPLOY / "prometheus/rules.yaml").read_bytes(),
     }
-    stale = [name for name, new in files.items() if not (CHART / name).exists() or (CHART / name).read_text() != new]
+    for dashboard in sorted((DEPLOY / "dashboards").glob("*.json")):
+        files[f"files/dashboards/{dashboard.name}"] = dashboard.read_bytes()
+    return files
+
+
+def stale() -> list[str]:
+    """The generated files that are not as they must be."""
+    return [
+        name for name, new in generated().items() if not (CHART / name).exists() or (CHART / name).read_bytes() != new
+    ]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true", help="fail when a generated file is stale; change nothing")
+    check = parser.parse_args().check
     if check:
-        if stale:
-            print(f"stale, run make helm-generate: {', '.join(stale)}")
-        return 1 if stale else 0
-    for name in stale:
-        (CHART / name).write_text(files[name])
+        if old := stale():
+            print(f"stale, run make helm-generate: {', '.join(old)}")
+        return 1 if old else 0
+    files = generated()
+    for name in stale():
+        (CHART / name).parent.mkdir(parents=True, exist_ok=True)
+        (CHART / name).write_bytes(files[name])
     return 0
 
 
