@@ -22,6 +22,8 @@ use tonic_types::StatusExt;
 
 #[path = "support/cluster.rs"]
 mod cluster;
+#[path = "service/roles.rs"]
+mod roles;
 mod support;
 
 use cluster::{Gateway, Pki, Server, enrol, registration};

@@ -326,7 +326,11 @@ impl GatewayService for GatewayApi {
         request: Request<wire::WatchBindingsRequest>,
     ) -> Result<Response<Self::WatchBindingsStream>, Status> {
         caller::gateway(&request, &request.get_ref().node_id)?;
-        let after = Revision(request.get_ref().after_revision);
+        let request = request.into_inner();
+        let mut fields = Fields::default();
+        let _owner = fields.owner(&request.node_id, request.incarnation);
+        fields.finish(|| Some(())).map_err(ServiceError::from)?;
+        let after = Revision(request.after_revision);
         Ok(Response::new(feed::start(&self.context, after, BindingFeed).await?))
     }
 }

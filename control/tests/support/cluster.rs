@@ -39,8 +39,39 @@ impl Pki {
         let validity = Duration::from_secs(3600);
         let subject = Subject { identity: Some(&identity), name, hosts: &hosts, validity };
         let pair = make_certificate(&self.ca, &subject).unwrap();
-        std::fs::write(self.file(&format!("{role}-{name}.pem")), pair.certificate).unwrap();
-        std::fs::write(self.file(&format!("{role}-{name}-key.pem")), pair.key).unwrap();
+        self.write(&format!("{role}-{name}"), &pair.certificate, &pair.key);
+    }
+
+    /// A certificate that our CA vouches for and that names no role.
+    pub(crate) fn issue_without_identity(&self, name: &str) {
+        let validity = Duration::from_secs(3600);
+        let subject = Subject { identity: None, name, hosts: &[], validity };
+        let pair = make_certificate(&self.ca, &subject).unwrap();
+        self.write(name, &pair.certificate, &pair.key);
+    }
+
+    /// A certificate that ended yesterday.
+    pub(crate) fn issue_expired(&self, role: Role, name: &str) {
+        let issuer = rcgen::Issuer::from_ca_cert_pem(
+            &self.ca.certificate,
+            rcgen::KeyPair::from_pem(&self.ca.key).unwrap(),
+        )
+        .unwrap();
+        let mut params = rcgen::CertificateParams::default();
+        let uri = Identity::new(role, name).unwrap().uri();
+        params.subject_alt_names.push(rcgen::SanType::URI(uri.try_into().unwrap()));
+        params.extended_key_usages = vec![rcgen::ExtendedKeyUsagePurpose::ClientAuth];
+        let now = time::OffsetDateTime::now_utc();
+        (params.not_before, params.not_after) =
+            (now - time::Duration::days(2), now - time::Duration::days(1));
+        let key = rcgen::KeyPair::generate().unwrap();
+        let certificate = params.signed_by(&key, &issuer).unwrap();
+        self.write(&format!("{role}-{name}"), &certificate.pem(), &key.serialize_pem());
+    }
+
+    fn write(&self, stem: &str, certificate: &str, key: &str) {
+        std::fs::write(self.file(&format!("{stem}.pem")), certificate).unwrap();
+        std::fs::write(self.file(&format!("{stem}-key.pem")), key).unwrap();
     }
 
     pub(crate) fn file(&self, name: &str) -> PathBuf {
@@ -54,12 +85,13 @@ impl Pki {
     pub(crate) fn tls(&self, who: Option<&str>) -> ClientTlsConfig {
         let tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(self.read("ca.pem")));
         match who {
-            Some(who) => tls.identity(TlsIdentity::from_pem(
-                self.read(&format!("{who}.pem")),
-                self.read(&format!("{who}-key.pem")),
-            )),
+            Some(who) => tls.identity(self.identity(who)),
             None => tls,
         }
+    }
+
+    pub(crate) fn identity(&self, who: &str) -> TlsIdentity {
+        TlsIdentity::from_pem(self.read(&format!("{who}.pem")), self.read(&format!("{who}-key.pem")))
     }
 
     pub(crate) fn config(&self, settings: &[(&str, &str)]) -> Config {
