@@ -24,8 +24,10 @@ const DATAGRAM_MAX: usize = 2048;
 
 /// What a device knows of the cluster, from the profile of an enrolled one.
 pub struct ClusterKeys {
-    cluster: ClusterPublic,
-    verifier: GrantVerifier,
+    /// The key that gateways answer handshakes with.
+    pub cluster: ClusterPublic,
+    /// Checks grants and node certificates.
+    pub verifier: GrantVerifier,
 }
 
 impl ClusterKeys {

@@ -36,6 +36,19 @@ impl Captured {
         Some((address(12)?, address(16)?))
     }
 
+    /// The link-layer source.
+    pub fn link_source(&self) -> Option<[u8; 6]> {
+        self.bytes.get(6..12)?.first_chunk().copied()
+    }
+
+    /// UDP ports, source and destination.
+    pub fn udp_ports(&self) -> Option<(u16, u16)> {
+        let ip = self.bytes.get(LINK_HEADER..)?;
+        let header = usize::from(ip.first()? & 0x0f) * 4;
+        let port = |at: usize| ip.get(header + at..)?.first_chunk().map(|port| u16::from_be_bytes(*port));
+        (*ip.get(9)? == 17).then(|| Some((port(0)?, port(2)?)))?
+    }
+
     /// The payload of an unfragmented IPv4 UDP datagram.
     pub fn udp_payload(&self) -> Option<&[u8]> {
         let ip = self.bytes.get(LINK_HEADER..)?;
@@ -46,12 +59,11 @@ impl Captured {
     }
 }
 
-/// A running capture.
+/// A running capture that keeps what it saw.
 #[derive(Debug)]
 pub struct Capture {
-    child: Child,
+    tap: Tap,
     packets: Arc<Mutex<Vec<Captured>>>,
-    reader: Option<JoinHandle<()>>,
 }
 
 impl Capture {
@@ -61,22 +73,54 @@ impl Capture {
     /// # Errors
     /// When tcpdump is missing or refuses.
     pub fn start(host: &Host, link: &str, filter: &str) -> Result<Self> {
+        let packets = Arc::new(Mutex::new(Vec::new()));
+        let kept = Arc::clone(&packets);
+        let tap = Tap::start(host, link, filter, BYTES_MAX, move |packet| {
+            let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
+            if kept.len() < PACKETS_MAX {
+                kept.push(packet);
+            }
+        })?;
+        Ok(Self { tap, packets })
+    }
+
+    /// What was captured so far.
+    pub fn packets(&self) -> Vec<Captured> {
+        self.packets.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Ends the capture and returns all of it.
+    pub fn stop(mut self) -> Vec<Captured> {
+        self.tap.end();
+        std::mem::take(&mut *self.packets.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// A running capture that hands each frame on.
+#[derive(Debug)]
+pub struct Tap {
+    child: Child,
+    reader: Option<JoinHandle<()>>,
+    notes: Option<JoinHandle<String>>,
+    told: String,
+}
+
+impl Tap {
+    /// Hands every frame that `filter` selects on `link` of `host` to `sink`, cut at `bytes`; returns once it runs.
+    ///
+    /// # Errors
+    /// When tcpdump is missing or refuses.
+    pub fn start(
+        host: &Host,
+        link: &str,
+        filter: &str,
+        bytes: usize,
+        mut sink: impl FnMut(Captured) + Send + 'static,
+    ) -> Result<Self> {
         let mut command = host.namespace.command("tcpdump".as_ref());
         command
-            .args([
-                "-i",
-                link,
-                "-U",
-                "-w",
-                "-",
-                "--immediate-mode",
-                "-n",
-                "-s",
-                &BYTES_MAX.to_string(),
-                "-B",
-                "16384",
-            ])
-            .args(["--time-stamp-precision", "nano", "-Z", "root"])
+            .args(["-i", link, "-U", "-w", "-", "--immediate-mode", "-n", "-B", "16384"])
+            .args(["-s", &bytes.to_string(), "--time-stamp-precision", "nano", "-Z", "root"])
             .arg(filter)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
@@ -89,46 +133,49 @@ impl Capture {
             let count = notes.read_line(&mut line)?;
             ensure!(count > 0, "tcpdump did not start: run scripts/install-deps.sh test");
         }
-        std::thread::spawn(move || std::io::copy(&mut notes, &mut std::io::sink()));
-        let packets = Arc::new(Mutex::new(Vec::new()));
-        let stream = child.stdout.take().context("no stdout")?;
-        let kept = Arc::clone(&packets);
-        let reader = std::thread::spawn(move || {
-            let _ = read_pcap(BufReader::new(stream), &kept);
+        let notes = std::thread::spawn(move || {
+            let mut text = String::new();
+            let _ = notes.read_to_string(&mut text);
+            text
         });
-        Ok(Self { child, packets, reader: Some(reader) })
+        let stream = child.stdout.take().context("no stdout")?;
+        let reader = std::thread::spawn(move || {
+            let _ = read_pcap(BufReader::new(stream), &mut sink);
+        });
+        Ok(Self { child, reader: Some(reader), notes: Some(notes), told: String::new() })
     }
 
-    /// What was captured so far.
-    pub fn packets(&self) -> Vec<Captured> {
-        self.packets.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    /// Ends the capture and returns all of it.
-    pub fn stop(mut self) -> Vec<Captured> {
-        self.end();
-        std::mem::take(&mut *self.packets.lock().unwrap_or_else(PoisonError::into_inner))
-    }
-
-    fn end(&mut self) {
+    /// Ends the capture; all frames have been handed on when it returns.
+    pub fn end(&mut self) {
         // SIGINT lets tcpdump write what it still holds.
         let pid = rustix::process::Pid::from_child(&self.child);
-        let _ = rustix::process::kill_process(pid, rustix::process::Signal::INT);
+        if self.reader.is_some() {
+            let _ = rustix::process::kill_process(pid, rustix::process::Signal::INT);
+        }
         let _ = self.child.wait();
         if let Some(reader) = self.reader.take() {
             let _ = reader.join();
         }
+        if let Some(notes) = self.notes.take() {
+            self.told = notes.join().unwrap_or_default();
+        }
+    }
+
+    /// How many frames the kernel dropped because the capture was too slow; known after [`Self::end`].
+    pub fn dropped(&self) -> Option<u64> {
+        let line = self.told.lines().find(|line| line.contains("dropped by kernel"))?;
+        line.split_whitespace().next()?.parse().ok()
     }
 }
 
-impl Drop for Capture {
+impl Drop for Tap {
     fn drop(&mut self) {
         self.end();
     }
 }
 
 /// Reads the classic pcap format in this machine's byte order.
-fn read_pcap(mut stream: impl Read, packets: &Mutex<Vec<Captured>>) -> Result<()> {
+fn read_pcap(mut stream: impl Read, sink: &mut impl FnMut(Captured)) -> Result<()> {
     let mut header = [0u8; 24];
     stream.read_exact(&mut header)?;
     let word = |bytes: &[u8], i: usize| -> Result<u32> {
@@ -143,9 +190,6 @@ fn read_pcap(mut stream: impl Read, packets: &Mutex<Vec<Captured>>) -> Result<()
         let mut bytes = vec![0u8; length];
         stream.read_exact(&mut bytes)?;
         let at = UNIX_EPOCH + Duration::new(word(&record, 0)?.into(), word(&record, 1)?);
-        let mut packets = packets.lock().unwrap_or_else(PoisonError::into_inner);
-        if packets.len() < PACKETS_MAX {
-            packets.push(Captured { at, bytes });
-        }
+        sink(Captured { at, bytes });
     }
 }

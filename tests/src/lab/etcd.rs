@@ -20,6 +20,7 @@ pub struct Etcd {
     /// The running nodes, in the order of the hosts.
     pub nodes: Vec<Process>,
     endpoints: Vec<String>,
+    members: String,
 }
 
 impl Etcd {
@@ -45,7 +46,39 @@ impl Etcd {
             })?;
         }
         let endpoints = hosts.iter().map(|h| format!("http://{}:{CLIENT_PORT}", h.wan)).collect();
-        Ok(Self { nodes, endpoints })
+        Ok(Self { nodes, endpoints, members })
+    }
+
+    /// Starts node `i` again, with the data it had.
+    ///
+    /// # Errors
+    /// When it does not serve in time.
+    pub fn restart(&mut self, i: usize, host: &Host, dir: &Path) -> Result<()> {
+        let node = start_node(host, &format!("etcd{}", i + 1), &self.members, dir)?;
+        node.wait_for("that it serves", super::process::Mark::default(), START_MAX, |line| {
+            line.contains("serving client traffic")
+        })?;
+        self.nodes[i] = node;
+        Ok(())
+    }
+
+    /// The number of the node that leads, by its own word.
+    ///
+    /// # Errors
+    /// When none does.
+    pub fn leader(&self, hosts: &[Host]) -> Result<usize> {
+        let leads = |host: &Host| -> Result<bool> {
+            let answer =
+                host.namespace.enter(|| http_post(CLIENT_PORT, "/v3/maintenance/status", "{}"))??;
+            let body = answer.split_once("\r\n\r\n").context("no body")?.1;
+            let status: serde_json::Value =
+                serde_json::from_str(body.trim().trim_start_matches(|c: char| c != '{'))?;
+            let own = status.pointer("/header/member_id").context("no member_id")?;
+            Ok(status.get("leader") == Some(own))
+        };
+        (0..self.nodes.len())
+            .find(|i| leads(&hosts[*i]).unwrap_or(false))
+            .context("no store node says that it leads")
     }
 
     /// Addresses for clients.
@@ -97,4 +130,19 @@ pub fn wait_until(what: &str, timeout: Duration, mut holds: impl FnMut() -> bool
         std::thread::sleep(Duration::from_millis(10));
     }
     Ok(())
+}
+
+/// One plain HTTP POST to the loopback of the current namespace; returns the whole answer.
+fn http_post(port: u16, path: &str, body: &str) -> Result<String> {
+    use std::io::{Read as _, Write as _};
+    let mut stream = std::net::TcpStream::connect(("127.0.0.1", port))?;
+    stream.set_read_timeout(Some(Duration::from_secs(2)))?;
+    write!(
+        stream,
+        "POST {path} HTTP/1.0\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+        body.len()
+    )?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    Ok(answer)
 }

@@ -1,8 +1,10 @@
 //! The lab's hosts and the two networks between them.
 
+use std::io::Write as _;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::process::Stdio;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result, ensure};
 
 use super::namespace::Namespace;
 
@@ -131,6 +133,50 @@ impl Network {
         self.inner.namespace.ip(&format!("route replace {POOL} {hops}"))
     }
 
+    /// Sets the inner server's way back to the pool: spread over the gateways that `uses` names, as a routing protocol
+    /// does that has withdrawn the others.
+    ///
+    /// # Errors
+    /// When `ip` fails.
+    pub fn route_back_among(&self, uses: &[bool]) -> Result<()> {
+        let hops: String = self
+            .gateways
+            .iter()
+            .zip(uses)
+            .filter(|(_, used)| **used)
+            .map(|(gateway, _)| format!("nexthop via {} ", gateway.lan))
+            .collect();
+        if hops.is_empty() {
+            return self.route_back(ReturnRoute::Ecmp);
+        }
+        self.inner.namespace.ip(&format!("route replace {POOL} {hops}"))
+    }
+
+    /// Cuts `host` off from `others` with a packet filter, both ways; replaces what was cut off before.
+    ///
+    /// # Errors
+    /// When `nft` is missing or refuses.
+    pub fn cut_off(&self, host: &Host, others: &[Ipv4Addr]) -> Result<()> {
+        let list = others.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+        self.mend(host)?;
+        nft(
+            host,
+            &format!(
+                "table ip cut {{ chain in {{ type filter hook input priority 0; ip saddr {{ {list} }} drop; }}; \
+                 chain out {{ type filter hook output priority 0; ip daddr {{ {list} }} drop; }}; }}\n"
+            ),
+        )
+    }
+
+    /// Ends what [`Self::cut_off`] did.
+    ///
+    /// # Errors
+    /// When `nft` is missing or refuses.
+    pub fn mend(&self, host: &Host) -> Result<()> {
+        // Deleting needs the table to exist; declaring it first makes sure.
+        nft(host, "table ip cut\ndelete table ip cut\n")
+    }
+
     /// Takes a host's outer link down or up at the switch, as if its cable were pulled.
     ///
     /// # Errors
@@ -146,6 +192,23 @@ impl Network {
     pub fn set_lan_cable(&self, host: &Host, plugged: bool) -> Result<()> {
         self.switch.ip(&format!("link set l{} {}", host.lan.octets()[3], if plugged { "up" } else { "down" }))
     }
+}
+
+/// Applies a rule set inside a host.
+fn nft(host: &Host, rules: &str) -> Result<()> {
+    let mut child = host
+        .namespace
+        .command("nft".as_ref())
+        .args(["-f", "-"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .context("running nft (package nftables)")?;
+    child.stdin.take().context("nft has no stdin")?.write_all(rules.as_bytes())?;
+    let output = child.wait_with_output()?;
+    ensure!(output.status.success(), "nft: {}", String::from_utf8_lossy(&output.stderr).trim());
+    Ok(())
 }
 
 struct Builder<'a> {

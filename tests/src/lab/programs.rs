@@ -238,6 +238,11 @@ impl Operator {
         Self { controls, identity }
     }
 
+    /// The operator's certificate.
+    pub fn identity(&self) -> &Identity {
+        &self.identity
+    }
+
     /// The command line of `jumpctl` with `arguments`.
     ///
     /// # Errors

@@ -1,0 +1,291 @@
+//! Histories of a real run held against the promises: a pure checker.
+//!
+//! A session's ownership is a register whose value, the pair (epoch, owner), only ever grows in its epoch: each accepted
+//! attach is a write, each answer to "who owns it" a read. Because epochs order the writes, such a history is
+//! linearizable exactly when the order by epoch (a write before the reads of it) contradicts no operation that was over
+//! before another began (Herlihy and Wing 1990), and each epoch has one value. That is decided in one pass.
+//!
+//! Packets that a gateway forwarded are witnesses of who held itself to be the owner: within a session their epochs must
+//! never go back, each epoch must have one forwarder, and nothing of an older epoch may be forwarded once a device has
+//! verified the grant of a newer one.
+
+use std::collections::BTreeMap;
+
+/// Who owns a session in one epoch.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Owner {
+    /// The node.
+    pub node: String,
+    /// Its run.
+    pub incarnation: u64,
+}
+
+/// What an operation did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Kind {
+    /// An accepted attach: it made the epoch.
+    Attach,
+    /// An answer to "who owns it".
+    Read,
+}
+
+/// One finished operation on a session's register. Times are nanoseconds on one clock.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Operation {
+    /// When it was asked.
+    pub invoked: u64,
+    /// When the answer was there.
+    pub answered: u64,
+    /// What it did.
+    pub kind: Kind,
+    /// The epoch written or read.
+    pub epoch: u64,
+    /// The owner written or read; `None` when a read found none.
+    pub owner: Option<Owner>,
+}
+
+/// Which way a packet went through a gateway.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Way {
+    /// From the device to the inner network.
+    Up,
+    /// From the inner network to the device.
+    Down,
+}
+
+/// A packet that a gateway forwarded for a session.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Forward {
+    /// When it left, in nanoseconds on the operations' clock.
+    pub at: u64,
+    /// Who forwarded it.
+    pub node: String,
+    /// Under the keys of which epoch.
+    pub epoch: u64,
+    /// Which way.
+    pub way: Way,
+}
+
+/// What is wrong with a history.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Violation {
+    /// One epoch has two owners.
+    TwoOwners {
+        /// The epoch.
+        epoch: u64,
+        /// One.
+        first: Owner,
+        /// The other.
+        second: Owner,
+    },
+    /// An epoch was accepted twice.
+    AcceptedTwice {
+        /// The epoch.
+        epoch: u64,
+    },
+    /// An operation that was over before another began saw a later value than it.
+    NotLinearizable {
+        /// Seen first, in real time.
+        earlier: Operation,
+        /// Seen later, and older.
+        later: Operation,
+    },
+    /// A packet was forwarded under an epoch after a newer one was in use.
+    Overlap {
+        /// The late packet.
+        late: Forward,
+        /// The newer epoch.
+        newer: u64,
+        /// How much too late, in nanoseconds.
+        by: u64,
+    },
+    /// A packet was forwarded by another node than its epoch's owner.
+    Foreign {
+        /// The packet.
+        forward: Forward,
+        /// The owner.
+        owner: Owner,
+    },
+}
+
+/// Checks the operations of one session.
+pub fn check_register(operations: &[Operation]) -> Vec<Violation> {
+    let mut found = Vec::new();
+    let mut owners: BTreeMap<u64, &Owner> = BTreeMap::new();
+    let mut accepted = BTreeMap::new();
+    for operation in operations {
+        if operation.kind == Kind::Attach && accepted.insert(operation.epoch, ()).is_some() {
+            found.push(Violation::AcceptedTwice { epoch: operation.epoch });
+        }
+        let Some(owner) = &operation.owner else { continue };
+        let known = owners.entry(operation.epoch).or_insert(owner);
+        if *known != owner {
+            found.push(Violation::TwoOwners {
+                epoch: operation.epoch,
+                first: (*known).clone(),
+                second: owner.clone(),
+            });
+        }
+    }
+    let mut order: Vec<&Operation> = operations.iter().collect();
+    order.sort_by_key(|operation| (operation.epoch, operation.kind, operation.invoked));
+    // The one of the operations so far that began last: none after it in the order may have ended before that.
+    let mut latest: Option<&Operation> = None;
+    for operation in order {
+        if let Some(before) = latest
+            && operation.answered < before.invoked
+            && (operation.epoch, operation.kind) > (before.epoch, before.kind)
+        {
+            found.push(Violation::NotLinearizable { earlier: operation.clone(), later: before.clone() });
+        }
+        if latest.is_none_or(|before| operation.invoked > before.invoked) {
+            latest = Some(operation);
+        }
+    }
+    found
+}
+
+/// Checks the forwarded packets of one session against each other and against the operations. A packet may be seen up to
+/// `slack` nanoseconds after it left: the capture's own delay.
+pub fn check_forwards(forwards: &[Forward], operations: &[Operation], slack: u64) -> Vec<Violation> {
+    let mut found = Vec::new();
+    let owners: BTreeMap<u64, &Owner> = operations
+        .iter()
+        .filter_map(|operation| Some((operation.epoch, operation.owner.as_ref()?)))
+        .collect();
+    // When each epoch was certainly in use: its first packet, or the verified grant.
+    let mut in_use: BTreeMap<u64, u64> = BTreeMap::new();
+    let mut note = |epoch: u64, at: u64| {
+        let first = in_use.entry(epoch).or_insert(at);
+        *first = at.min(*first);
+    };
+    for forward in forwards {
+        note(forward.epoch, forward.at);
+    }
+    for operation in operations.iter().filter(|operation| operation.owner.is_some()) {
+        note(operation.epoch, operation.answered);
+    }
+    // The earliest use of any epoch above: filled from the top.
+    let mut newer: BTreeMap<u64, (u64, u64)> = BTreeMap::new();
+    let mut earliest: Option<(u64, u64)> = None;
+    for (epoch, at) in in_use.iter().rev() {
+        if let Some(known) = earliest {
+            newer.insert(*epoch, known);
+        }
+        if earliest.is_none_or(|(_, known)| *at < known) {
+            earliest = Some((*epoch, *at));
+        }
+    }
+    for forward in forwards {
+        if let Some((epoch, at)) = newer.get(&forward.epoch)
+            && forward.at > at + slack
+        {
+            found.push(Violation::Overlap { late: forward.clone(), newer: *epoch, by: forward.at - at });
+        }
+        if let Some(owner) = owners.get(&forward.epoch)
+            && owner.node != forward.node
+        {
+            found.push(Violation::Foreign { forward: forward.clone(), owner: (*owner).clone() });
+        }
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn owner(node: &str) -> Option<Owner> {
+        Some(Owner { node: node.to_owned(), incarnation: 1 })
+    }
+
+    fn attach(invoked: u64, answered: u64, epoch: u64, node: &str) -> Operation {
+        Operation { invoked, answered, kind: Kind::Attach, epoch, owner: owner(node) }
+    }
+
+    fn read(invoked: u64, answered: u64, epoch: u64, node: &str) -> Operation {
+        Operation { kind: Kind::Read, ..attach(invoked, answered, epoch, node) }
+    }
+
+    fn forward(at: u64, epoch: u64, node: &str) -> Forward {
+        Forward { at, node: node.to_owned(), epoch, way: Way::Up }
+    }
+
+    fn good() -> Vec<Operation> {
+        vec![
+            attach(10, 20, 1, "gw1"),
+            read(15, 30, 1, "gw1"),
+            attach(40, 60, 2, "gw2"),
+            // Both answers are right while the attach is under way.
+            read(45, 50, 1, "gw1"),
+            read(45, 50, 2, "gw2"),
+            read(70, 80, 2, "gw2"),
+            attach(90, 95, 4, "gw1"),
+        ]
+    }
+
+    #[test]
+    fn a_history_in_which_every_answer_fits_is_accepted() {
+        assert_eq!(check_register(&good()), []);
+    }
+
+    #[test]
+    fn a_read_of_the_old_owner_after_the_new_one_was_seen_is_found() {
+        let mut history = good();
+        history.push(read(75, 85, 1, "gw1"));
+        assert!(matches!(check_register(&history)[..], [Violation::NotLinearizable { .. }, ..]));
+    }
+
+    #[test]
+    fn an_attach_that_is_answered_with_an_epoch_older_than_one_already_seen_is_found() {
+        let mut history = good();
+        history.push(attach(100, 110, 3, "gw2"));
+        assert!(matches!(check_register(&history)[..], [Violation::NotLinearizable { .. }, ..]));
+    }
+
+    #[test]
+    fn a_read_of_an_owner_before_anybody_asked_to_be_it_is_found() {
+        let history = [attach(10, 20, 1, "gw1"), read(21, 22, 2, "gw2"), attach(40, 60, 2, "gw2")];
+        assert!(matches!(check_register(&history)[..], [Violation::NotLinearizable { .. }]));
+    }
+
+    #[test]
+    fn two_owners_of_one_epoch_are_found() {
+        let mut history = good();
+        history.push(read(46, 47, 2, "gw3"));
+        assert!(check_register(&history).iter().any(|v| matches!(v, Violation::TwoOwners { epoch: 2, .. })));
+        let history = [attach(10, 20, 1, "gw1"), attach(10, 20, 1, "gw1")];
+        assert_eq!(check_register(&history), [Violation::AcceptedTwice { epoch: 1 }]);
+    }
+
+    #[test]
+    fn packets_that_follow_the_owners_are_accepted() {
+        let forwards = [forward(21, 1, "gw1"), forward(44, 1, "gw1"), forward(58, 2, "gw2")];
+        assert_eq!(check_forwards(&forwards, &good(), 0), []);
+    }
+
+    #[test]
+    fn a_packet_of_the_old_owner_after_one_of_the_new_owner_is_found() {
+        let operations = [attach(10, 20, 1, "gw1"), attach(40, 60, 2, "gw2")];
+        let forwards = [forward(58, 2, "gw2"), forward(59, 1, "gw1")];
+        assert!(matches!(check_forwards(&forwards, &operations, 0)[..], [Violation::Overlap { by: 1, .. }]));
+        assert_eq!(check_forwards(&forwards, &operations, 1), []);
+    }
+
+    #[test]
+    fn a_packet_of_the_old_owner_after_the_new_one_was_granted_or_told_is_found() {
+        let forwards = [forward(61, 1, "gw1")];
+        let operations = [attach(10, 20, 1, "gw1"), attach(40, 60, 2, "gw2")];
+        let found = check_forwards(&forwards, &operations, 0);
+        assert!(matches!(found[..], [Violation::Overlap { newer: 2, by: 1, .. }]));
+        // An operator had read the new owner before the device knew.
+        let found = check_forwards(&forwards, &good(), 0);
+        assert!(matches!(found[..], [Violation::Overlap { newer: 2, by: 11, .. }]));
+    }
+
+    #[test]
+    fn a_packet_forwarded_by_another_node_than_its_epochs_owner_is_found() {
+        let forwards = [forward(22, 1, "gw2")];
+        assert!(matches!(check_forwards(&forwards, &good(), 0)[..], [Violation::Foreign { .. }]));
+    }
+}
