@@ -215,9 +215,8 @@ impl Arbiter {
         }
         loop {
             let mut keys = vec![layout::session(id), layout::device(device)];
-            keys.extend(claimant.map(|owner| layout::drain(&owner.node)));
             let first_node = keys.len();
-            keys.extend(nodes.iter().map(layout::node));
+            keys.extend(nodes.iter().flat_map(|node| [layout::node(node), layout::drain(node)]));
             let snapshot = self.store.read(&keys).await?;
             let session = snapshot.values[0].as_ref().map(StoredSession::read).transpose()?;
             let known = nodes.len();
@@ -227,15 +226,24 @@ impl Arbiter {
             if nodes.len() > known {
                 continue;
             }
-            let is_run = |owner: &Owner| {
+            let party = |owner: &Owner| {
                 let index = nodes.iter().position(|node| *node == owner.node);
-                layout::is_run(index.and_then(|index| snapshot.values[first_node + index].as_ref()), owner)
+                index.map_or((None, None), |index| {
+                    let at = first_node + 2 * index;
+                    (snapshot.values[at].as_ref(), snapshot.values[at + 1].as_ref())
+                })
+            };
+            let is_run = |owner: &Owner| layout::is_run(party(owner).0, owner);
+            let is_draining = |owner: &Owner| {
+                let (run, mark) = party(owner);
+                mark.is_some() || run.is_some_and(layout::is_ending)
             };
             let phase = session.as_ref().map(|stored| &stored.record.phase);
             let device = snapshot.values[1].as_ref().map(read_device).transpose()?;
             let view = View {
                 claimant_registered: claimant.is_some_and(is_run),
-                claimant_draining: claimant.is_some() && snapshot.values[2].is_some(),
+                claimant_draining: claimant.is_some_and(is_draining),
+                owner_draining: phase.and_then(owner_of).is_some_and(is_draining),
                 owner_registered: phase.and_then(owner_of).is_some_and(is_run),
                 target_registered: phase.and_then(target_of).is_some_and(is_run),
                 device: devices::standing(device.as_ref().map(|(record, _)| record), clock::unix_millis()),

@@ -30,7 +30,7 @@ const RELIST_PAUSE: Duration = Duration::from_millis(250);
 pub enum Delta {
     /// A session was written.
     Session(Arc<StoredSession>),
-    /// A node registered, or its drain mark changed.
+    /// A node registered, or began or ended to drain.
     Node(Arc<Node>, bool),
     /// A node's key is gone.
     NodeGone(NodeId),
@@ -171,16 +171,22 @@ impl Bindings {
             .collect()
     }
 
-    /// A node, as the cache has it, and whether it is drained.
+    /// A node, as the cache has it, and whether it drains: by an operator's order or because it is ending.
     pub fn node(&self, id: &NodeId) -> Option<(Arc<Node>, bool)> {
         let state = lock(&self.state);
-        Some((Arc::clone(state.nodes.get(id)?), state.drains.contains(id)))
+        let node = state.nodes.get(id)?;
+        Some((Arc::clone(node), state.is_draining(node)))
     }
 
-    /// Every node, and whether it is drained.
+    /// Says whether an operator drains a node.
+    pub fn is_drained(&self, id: &NodeId) -> bool {
+        lock(&self.state).drains.contains(id)
+    }
+
+    /// Every node, and whether it drains.
     pub fn nodes(&self) -> Vec<(Arc<Node>, bool)> {
         let state = lock(&self.state);
-        state.nodes.values().map(|node| (Arc::clone(node), state.drains.contains(&node.id))).collect()
+        state.nodes.values().map(|node| (Arc::clone(node), state.is_draining(node))).collect()
     }
 
     /// Says whether this run's node key is in the cache.
@@ -210,11 +216,7 @@ impl Bindings {
         Everything {
             revision: state.revision,
             sessions: state.sessions.values().cloned().collect(),
-            nodes: state
-                .nodes
-                .values()
-                .map(|node| (Arc::clone(node), state.drains.contains(&node.id)))
-                .collect(),
+            nodes: state.nodes.values().map(|node| (Arc::clone(node), state.is_draining(node))).collect(),
         }
     }
 
@@ -328,6 +330,10 @@ async fn list_at(
 }
 
 impl State {
+    fn is_draining(&self, node: &Node) -> bool {
+        node.record.draining || self.drains.contains(&node.id)
+    }
+
     fn is_registered(&self, owner: &Owner) -> bool {
         self.nodes.get(&owner.node).is_some_and(|node| node.incarnation == owner.incarnation)
     }
@@ -364,12 +370,13 @@ impl State {
             };
             let id = node.id.clone();
             self.nodes.insert(id.clone(), Arc::clone(&node));
-            self.deltas.push_back((revision, Delta::Node(node, self.drains.contains(&id))));
+            let draining = self.is_draining(&node);
+            self.deltas.push_back((revision, Delta::Node(node, draining)));
             return Some(Wake::Node(id));
         }
         let drained: NodeId = value.key.strip_prefix(layout::DRAINS)?.parse().ok()?;
         self.drains.insert(drained.clone());
-        self.drain_changed(&drained, true, revision)
+        self.drain_changed(&drained, revision)
     }
 
     fn delete(&mut self, key: &str, revision: Revision) -> Option<Wake> {
@@ -386,12 +393,13 @@ impl State {
         }
         let drained: NodeId = key.strip_prefix(layout::DRAINS)?.parse().ok()?;
         self.drains.remove(&drained);
-        self.drain_changed(&drained, false, revision)
+        self.drain_changed(&drained, revision)
     }
 
-    fn drain_changed(&mut self, id: &NodeId, drained: bool, revision: Revision) -> Option<Wake> {
+    fn drain_changed(&mut self, id: &NodeId, revision: Revision) -> Option<Wake> {
         let node = Arc::clone(self.nodes.get(id)?);
-        self.deltas.push_back((revision, Delta::Node(node, drained)));
+        let draining = self.is_draining(&node);
+        self.deltas.push_back((revision, Delta::Node(node, draining)));
         None
     }
 

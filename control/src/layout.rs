@@ -160,6 +160,11 @@ impl Node {
     }
 }
 
+/// Says whether a node's run told that it is about to end.
+pub fn is_ending(stored: &KeyValue) -> bool {
+    decode::<wire::NodeRecord>(stored).is_ok_and(|record| record.draining)
+}
+
 /// Says whether a node's key is there with exactly this run.
 pub fn is_run(stored: Option<&KeyValue>, owner: &Owner) -> bool {
     stored.is_some_and(|stored| stored.create_revision.0 == owner.incarnation.0)

@@ -75,6 +75,7 @@ fn is_due(session: &StoredSession, owner_registered: bool, policy: &SessionPolic
     let view = View {
         claimant_registered: false,
         claimant_draining: false,
+        owner_draining: false,
         owner_registered,
         target_registered: false,
         device: DeviceStanding::Active,

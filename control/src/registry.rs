@@ -190,18 +190,43 @@ impl Registry {
             .ok_or(RegistryError::NoNumber)
     }
 
-    /// Renews a run's lease.
+    /// Renews a run's lease. A run that is `ending` is marked so for as long as it lives.
     ///
     /// # Errors
     /// [`RegistryError::NotRegistered`] when the run has ended, and the store's.
-    pub async fn renew(&self, owner: &Owner) -> Result<(), RegistryError> {
+    pub async fn renew(&self, owner: &Owner, ending: bool) -> Result<(), RegistryError> {
         let lease = self.lease_of(owner).await?;
         match self.store.keep_alive(lease).await {
+            Ok(()) if ending => self.mark_ending(owner).await,
             Ok(()) => Ok(()),
             Err(StoreError::LeaseNotFound) => {
                 self.forget(owner);
                 Err(RegistryError::NotRegistered(owner.clone()))
             }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Writes the mark into the node's own record: the key keeps its create revision, and goes with the lease.
+    async fn mark_ending(&self, owner: &Owner) -> Result<(), RegistryError> {
+        let known = |node: &Node| node.owner() == *owner && node.record.draining;
+        if self.bindings.node(&owner.node).is_some_and(|(node, _)| known(&node)) {
+            return Ok(());
+        }
+        let key = layout::node(&owner.node);
+        let Some((mut node, _)) = self.node(&owner.node).await?.filter(|(node, _)| node.owner() == *owner)
+        else {
+            return Err(RegistryError::NotRegistered(owner.clone()));
+        };
+        node.record.draining = true;
+        let txn = Txn {
+            compares: vec![Compare::Created(key.clone(), Revision(owner.incarnation.0))],
+            ops: vec![Op::Put { key, value: node.record.encode_to_vec(), lease: Some(node.lease) }],
+        };
+        match self.store.commit(txn).await {
+            // Without the mark the drain goes on all the same; the next renewal tries again.
+            Ok(_) | Err(StoreError::Unknown(_)) => Ok(()),
+            Err(StoreError::LeaseNotFound) => Err(RegistryError::NotRegistered(owner.clone())),
             Err(error) => Err(error.into()),
         }
     }
@@ -296,5 +321,6 @@ fn record(registration: &Registration, number: NodeNumber, lease: LeaseId) -> No
         request_id: registration.request_id.clone(),
         tcp_endpoints: registration.tcp_endpoints.clone(),
         quic_endpoints: registration.quic_endpoints.clone(),
+        draining: false,
     }
 }

@@ -59,6 +59,8 @@ suite! {
     inner_addresses_are_never_shared_and_rest_before_they_are_given_again;
     a_bindings_watch_starts_with_a_snapshot_and_resumes_by_revision;
     an_operator_can_drain_a_node_and_end_a_session;
+    a_gateway_that_is_ending_takes_nothing_new_and_is_left_free_of_charge;
+    an_operator_orders_a_session_to_move_and_its_owner_hears_of_it;
     the_ownership_watch_tells_every_change_of_owner;
     a_session_whose_owner_died_is_released_and_ends_after_its_recovery_window;
 }
@@ -491,6 +493,74 @@ async fn an_operator_can_drain_a_node_and_end_a_session(harness: Harness) {
     );
     let unknown = wire::GetSessionRequest { session_id: uuid::Uuid::nil().to_string() };
     assert_eq!(sessions.get_session(unknown).await.unwrap_err().code(), Code::NotFound);
+}
+
+async fn a_gateway_that_is_ending_takes_nothing_new_and_is_left_free_of_charge(harness: Harness) {
+    // One switch a minute, and a cooldown that outlives the test.
+    let settings = [("policy.switches_per_minute_max", "1"), ("policy.switch_cooldown", "30s")];
+    let (pki, server, gw1, gw2) = two_gateways(&harness, &settings).await;
+    gw1.obey_fences().await;
+    let born = gw1.accepted(gw1.attach_request(DEVICE, "", 1)).await;
+    let held = gw2.rejected(gw2.attach_request(DEVICE, &born.session_id, 2)).await;
+    assert_eq!(held.reason, "SWITCH_COOLDOWN");
+    let renewal = wire::RenewRequest {
+        node_id: "gw1".to_owned(),
+        incarnation: gw1.incarnation,
+        draining: true,
+        ..wire::RenewRequest::default()
+    };
+    let answer = gw1.client.clone().renew(renewal.clone()).await.unwrap().into_inner();
+    assert!(!answer.drain, "its own word came back as an operator's order");
+    gw1.client.clone().renew(renewal).await.unwrap();
+    assert_eq!(gw1.rejected(gw1.attach_request(DEVICE, "", 1)).await.reason, "NODE_DRAINING");
+    let mut nodes = NodeServiceClient::new(server.channel(&pki, Some("reader-eye")).await);
+    let listed = nodes.list_nodes(wire::ListNodesRequest::default()).await.unwrap().into_inner().nodes;
+    let seen: Vec<(&str, u64, bool)> =
+        listed.iter().map(|node| (node.node_id.as_str(), node.incarnation, node.draining)).collect();
+    assert_eq!(seen, [("gw1", gw1.incarnation, true), ("gw2", gw2.incarnation, false)]);
+    let moved = gw2.accepted(gw2.attach_request(DEVICE, &born.session_id, 2)).await;
+    assert_eq!(moved.epoch, 2);
+}
+
+async fn an_operator_orders_a_session_to_move_and_its_owner_hears_of_it(harness: Harness) {
+    let settings = [("policy.switches_per_minute_max", "1"), ("policy.switch_cooldown", "30s")];
+    let (pki, server, gw1, gw2) = two_gateways(&harness, &settings).await;
+    gw1.obey_fences().await;
+    let born = gw1.accepted(gw1.attach_request(DEVICE, "", 1)).await;
+    let watch = wire::WatchBindingsRequest {
+        node_id: "gw1".to_owned(),
+        incarnation: gw1.incarnation,
+        after_revision: 0,
+    };
+    let mut bindings = gw1.client.clone().watch_bindings(watch).await.unwrap().into_inner();
+    let mut sessions = SessionServiceClient::new(server.channel(&pki, Some("operator-op")).await);
+    let order = |to: &str| wire::MoveSessionRequest {
+        session_id: born.session_id.clone(),
+        node_id: to.to_owned(),
+        ..wire::MoveSessionRequest::default()
+    };
+    let nowhere = sessions.move_session(order("gw9")).await.unwrap_err();
+    assert_eq!(nowhere.code(), Code::NotFound);
+    let ordered = sessions.move_session(order("gw2")).await.unwrap().into_inner().session.unwrap();
+    assert_eq!(ordered.r#move.as_ref().unwrap().node_id, "gw2");
+    assert_eq!((ordered.epoch, ordered.owner.unwrap().node_id.as_str()), (1, "gw1"));
+    let mut told = false;
+    while !told {
+        let message = tokio::time::timeout(Duration::from_secs(20), bindings.message()).await;
+        let news = message.expect("the owner is not told").unwrap().unwrap();
+        told = news.bindings.iter().any(|b| b.r#move.as_ref().is_some_and(|order| order.node_id == "gw2"));
+    }
+    let moved = gw2.accepted(gw2.attach_request(DEVICE, &born.session_id, 2)).await;
+    assert_eq!(moved.epoch, 2);
+    let seen = ownership(&pki, &server, &born.session_id).await;
+    assert_eq!(owner(&seen), Some(("gw2".to_owned(), 2)));
+    let dead = wire::DeregisterRequest {
+        node_id: "gw2".to_owned(),
+        incarnation: gw2.incarnation,
+        reason: "NODE_LOST".to_owned(),
+    };
+    gw2.client.clone().deregister(dead).await.unwrap();
+    assert_eq!(sessions.move_session(order("gw1")).await.unwrap_err().code(), Code::FailedPrecondition);
 }
 
 async fn the_ownership_watch_tells_every_change_of_owner(harness: Harness) {

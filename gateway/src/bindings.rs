@@ -3,18 +3,24 @@
 use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use jump_crypto::ids::{Epoch, Incarnation, NodeNumber, SessionId};
 use jump_crypto::mesh::{MeshEnd, MeshSecret};
 use jump_proto::control_v1::{
-    AckFenceRequest, Binding, Node, Owner, SessionPhase, WatchBindingsRequest, WatchBindingsResponse,
+    AckFenceRequest, Binding, MoveOrder, Node, Owner, SessionPhase, WatchBindingsRequest,
+    WatchBindingsResponse,
 };
+use jump_session::ownership::MOVE_WINDOW;
 use jump_session::reason::Reason;
+use tokio::sync::oneshot;
+use tokio::task::AbortHandle;
+use tokio::time::Instant;
 
 use crate::context::{Context, DataPlaneEnded, Roster};
 use crate::control::explain;
 use crate::dataplane::{BindingPhase, BindingUpdate, Command, Link, NodeRef, StopCause};
+use crate::drain::{ASK_AGAIN, TARGETS_MAX};
 use crate::metrics;
 
 /// Bindings in one order to the data plane.
@@ -97,6 +103,34 @@ pub async fn acknowledge_fence(context: Arc<Context>, session: SessionId, epoch:
     }
 }
 
+/// Asks a client to move until it has left or the order lapses: a single message may be lost.
+async fn ask_to_move(
+    context: Arc<Context>,
+    session: SessionId,
+    epoch: Epoch,
+    targets: Vec<SocketAddr>,
+    stands: Duration,
+) {
+    let deadline = Instant::now() + stands;
+    while Instant::now() < deadline {
+        let (carried, answer) = oneshot::channel();
+        let order = Command::Move { session, epoch, targets: targets.clone(), carried };
+        if context.orders.give(order).await.is_err() || answer.await != Ok(true) {
+            return;
+        }
+        tokio::select! {
+            () = tokio::time::sleep(ASK_AGAIN) => {}
+            () = context.cancel.cancelled() => return,
+        }
+    }
+}
+
+/// How long ago it was; zero for the future, and for no time at all.
+fn age(since: Option<&prost_types::Timestamp>) -> Duration {
+    let since = since.and_then(|time| SystemTime::try_from(*time).ok());
+    since.and_then(|since| SystemTime::now().duration_since(since).ok()).unwrap_or_default()
+}
+
 /// A live run of another gateway.
 #[derive(Debug)]
 struct Peer {
@@ -115,13 +149,15 @@ pub struct Directory {
     peers: HashMap<String, Peer>,
     /// Nodes of the snapshot under way.
     snapshot: Option<HashSet<String>>,
+    /// Clients that an operator wants elsewhere.
+    moves: HashMap<SessionId, AbortHandle>,
 }
 
 impl Directory {
     /// Knows only this run.
     pub fn new(context: &Context, own: MeshEnd, secret: MeshSecret) -> Self {
         let references = HashMap::from([((context.node.to_string(), context.incarnation.0), NodeRef::OWN)]);
-        Self { own, secret, references, peers: HashMap::new(), snapshot: None }
+        Self { own, secret, references, peers: HashMap::new(), snapshot: None, moves: HashMap::new() }
     }
 
     /// Passes one message of the stream on.
@@ -151,6 +187,9 @@ impl Directory {
                 if let BindingPhase::Handover { from: NodeRef::OWN } = update.phase {
                     fences.push((update.session, update.epoch));
                 }
+                if let BindingPhase::Owned(NodeRef::OWN) = update.phase {
+                    self.obey_move(context, &update, binding.r#move.as_ref());
+                }
                 updates.push(update);
             }
             context.orders.give(Command::Bindings(updates)).await?;
@@ -172,6 +211,30 @@ impl Directory {
         }
         self.publish_roster(context);
         Ok(())
+    }
+
+    /// Follows an operator's order to move a session of this run, or forgets one that no longer stands.
+    fn obey_move(&mut self, context: &Arc<Context>, update: &BindingUpdate, order: Option<&MoveOrder>) {
+        if let Some(earlier) = self.moves.remove(&update.session) {
+            earlier.abort();
+        }
+        let Some(order) = order else { return };
+        let Some(stands) = MOVE_WINDOW.checked_sub(age(order.since_time.as_ref())) else { return };
+        let others = context.roster.load();
+        let targets: Vec<SocketAddr> = match self.peers.get(&order.node_id) {
+            Some(peer) => peer.endpoints.clone(),
+            None if order.node_id.is_empty() => others.others.iter().take(TARGETS_MAX).copied().collect(),
+            None => Vec::new(),
+        };
+        if targets.is_empty() {
+            tracing::warn!(session = %update.session, to = order.node_id, "no gateway to move a session to");
+            return;
+        }
+        tracing::info!(session = %update.session, epoch = update.epoch.0, reason = %Reason::OperatorMove, to = order.node_id, "an operator moves a session");
+        let asking =
+            tokio::spawn(ask_to_move(Arc::clone(context), update.session, update.epoch, targets, stands));
+        self.moves.retain(|_, asking| !asking.is_finished());
+        self.moves.insert(update.session, asking.abort_handle());
     }
 
     fn reference(&mut self, node: &str, incarnation: u64) -> NodeRef {

@@ -151,6 +151,10 @@ pub struct Context {
     pub terminating: AtomicBool,
     /// Rung when either of them changes.
     pub drain_changed: Notify,
+    /// Rung when control should hear at once what the next renewal would say.
+    pub renew_now: Notify,
+    /// Cancelled once control has heard that this process ends.
+    pub ending_told: CancellationToken,
     /// Ends the tasks.
     pub cancel: CancellationToken,
 }
@@ -172,5 +176,6 @@ impl Context {
     pub fn set_terminating(&self) {
         self.terminating.store(true, Ordering::Release);
         self.drain_changed.notify_one();
+        self.renew_now.notify_one();
     }
 }

@@ -16,9 +16,9 @@ use crate::dataplane::{Command, StopCause};
 /// Time between two looks at how far the drain is.
 const LOOK: Duration = Duration::from_millis(10);
 /// Time after which clients that are still here are asked again.
-const ASK_AGAIN: Duration = Duration::from_millis(500);
+pub(crate) const ASK_AGAIN: Duration = Duration::from_millis(500);
 /// Most gateways that a client is sent to.
-const TARGETS_MAX: usize = 8;
+pub(crate) const TARGETS_MAX: usize = 8;
 /// Sessions given up at a time.
 const RELEASES_MAX: usize = 64;
 

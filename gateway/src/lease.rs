@@ -78,6 +78,7 @@ pub async fn renew(context: &Arc<Context>, lease: LeaseTimes) -> Result<(), Leas
             incarnation: context.incarnation.0,
             acks: acks.clone(),
             sessions: u32::try_from(context.shared.sessions.load(Ordering::Relaxed)).unwrap_or(u32::MAX),
+            draining: context.terminating.load(Ordering::Acquire),
         };
         let answer = context
             .control
@@ -92,6 +93,9 @@ pub async fn renew(context: &Arc<Context>, lease: LeaseTimes) -> Result<(), Leas
                 acks = obey(context, &response.fences).await;
                 context.guard.extend(Authority::renewed(sent, lease.ttl, lease.guard_margin));
                 take_news(context, &response).await;
+                if request.draining {
+                    context.ending_told.cancel();
+                }
                 lease
                     .renew_interval
                     .saturating_sub(Duration::from_nanos(boottime_nanos().saturating_sub(sent)))
@@ -118,6 +122,7 @@ pub async fn renew(context: &Arc<Context>, lease: LeaseTimes) -> Result<(), Leas
         }
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
+            () = context.renew_now.notified() => {}
             () = context.cancel.cancelled() => return Ok(()),
         }
     }

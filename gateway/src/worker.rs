@@ -122,6 +122,9 @@ pub struct Inheritance {
     pub reaped: Incarnation,
 }
 
+/// How long a drain waits for control to hear of it.
+const ENDING_PATIENCE: Duration = Duration::from_millis(500);
+
 /// Runs one worker until `stop` completes (then it drains) or it can go on no longer.
 ///
 /// # Errors
@@ -178,6 +181,8 @@ pub async fn run(
         operator_drain: AtomicBool::new(false),
         terminating: AtomicBool::new(false),
         drain_changed: Notify::new(),
+        renew_now: Notify::new(),
+        ending_told: CancellationToken::new(),
         cancel: CancellationToken::new(),
     });
     let inits = start_handshake_threads(&config, &context, &responder)?;
@@ -225,6 +230,8 @@ pub async fn run(
             (&mut stop).await;
             ready.store(false, Ordering::Release);
             context.set_terminating();
+            // Control should know first: the clients' moves are free of charge then, and nobody else is sent here.
+            let _ = tokio::time::timeout(ENDING_PATIENCE, context.ending_told.cancelled()).await;
             drain::drain(&context, config.drain).await
         };
         tokio::select! {

@@ -322,6 +322,7 @@ async fn an_order_on_the_stream_stops_the_session_and_is_acknowledged_at_once() 
         handover_to: Some(Owner { node_id: "gw-2".into(), incarnation: 5 }),
         inner_addresses: vec!["10.213.0.2".into()],
         reason: "GATEWAY_DRAINING".into(),
+        ..Binding::default()
     };
     let ack = (binding.session_id.clone(), binding.epoch);
     let news =

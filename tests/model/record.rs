@@ -109,6 +109,7 @@ fn claim(run: Run, seq: u8) -> Claim {
         attempt: attempt(seq),
         since: 0,
         reason: Reason::GatewayUnresponsive,
+        charged: true,
     }
 }
 
@@ -147,6 +148,7 @@ impl Record {
             reason: Reason::Birth,
             history: Vec::new(),
             recent_switches: Vec::new(),
+            moving: None,
             correlation: [3; 16],
         }
     }
@@ -191,6 +193,7 @@ fn view(record: Option<&Record>, claimant: Option<Run>, registered: Registered<'
     View {
         claimant_registered: claimant.is_some_and(registered),
         claimant_draining: false,
+        owner_draining: false,
         owner_registered: record.and_then(Record::owner).is_some_and(registered),
         target_registered: target.is_some_and(registered),
         device: DeviceStanding::Active,

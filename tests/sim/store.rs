@@ -105,6 +105,10 @@ impl Store {
             claimant_registered: claimant.is_some_and(|claimant| self.is_registered(claimant)),
             claimant_draining: claimant
                 .is_some_and(|claimant| self.draining.as_ref() == Some(&claimant.node)),
+            owner_draining: record
+                .as_ref()
+                .and_then(|(record, _)| record.owner())
+                .is_some_and(|owner| self.draining.as_ref() == Some(&owner.node)),
             owner_registered: record
                 .as_ref()
                 .and_then(|(record, _)| record.owner())

@@ -67,8 +67,8 @@ fn race(racers: &mut [BareDevice; 2], session: SessionId, runs: [(u64, SocketAdd
 struct Told {
     /// Accepted epochs, with the round.
     accepted: BTreeMap<u64, usize>,
-    /// How often a client was told that a later attempt had overtaken its own before the answer could leave.
-    overtaken: u64,
+    /// The epochs that clients were told of whose attempts a later one had overtaken, with the round.
+    overtaken: Vec<(u64, usize)>,
 }
 
 impl Told {
@@ -82,30 +82,37 @@ impl Told {
                     let earlier = self.accepted.insert(a.epoch.0, round);
                     assert_eq!(earlier, None, "epoch {} was accepted twice, last in round {round}", a.epoch);
                 }
-                AttachResult::Rejected { reason: Reason::Conflict, .. } => self.overtaken += 1,
-                AttachResult::Rejected { reason, .. } => assert!(
-                    matches!(
-                        reason,
-                        Reason::StaleAttempt | Reason::HandoverPending | Reason::SupersededAttempt
-                    ),
-                    "round {round}: rejected with {reason:?}"
-                ),
+                AttachResult::Rejected { reason, current_epoch, retry_after, .. } => {
+                    assert!(current_epoch.0 > 0, "round {round}: {reason} without the stored epoch");
+                    let known = [Reason::SupersededAttempt, Reason::StaleAttempt, Reason::HandoverPending];
+                    assert!(known.contains(reason), "round {round}: rejected with {reason}");
+                    if *reason == Reason::SupersededAttempt {
+                        assert!(retry_after.is_zero(), "a superseded attempt was told to ask again");
+                        self.overtaken.push((current_epoch.0, round));
+                    }
+                }
             }
         }
         assert!(count >= 1, "round {round}: nobody was accepted: {outcomes:?}");
         count
     }
 
-    /// Every epoch from birth to the record's was accepted once, or overtaken before its client could be told.
-    fn agrees_with_the_store(&self, cluster: &Cluster, session: SessionId) {
+    /// Every epoch from birth to the record's was accepted once, or overtaken before its client could be told; then that
+    /// client was told that its attempt is superseded, with that epoch or a later one, in the round in which it was given.
+    fn agrees_with_the_store(&mut self, cluster: &Cluster, session: SessionId) {
         let record = cluster.ownership(&session.to_string()).unwrap();
-        let untold = (1..=record.epoch).filter(|epoch| !self.accepted.contains_key(epoch)).count() as u64;
         assert_eq!(self.accepted.last_key_value().map(|(epoch, _)| *epoch), Some(record.epoch));
-        assert!(
-            untold <= self.overtaken,
-            "{untold} epochs that nobody was told of, {} overtaken",
-            self.overtaken
-        );
+        for untold in (1..=record.epoch).filter(|epoch| !self.accepted.contains_key(epoch)) {
+            let before = self.accepted.range(..untold).next_back().map_or(0, |(_, round)| *round);
+            let after = self.accepted.range(untold..).next().map_or(usize::MAX, |(_, round)| *round);
+            let told = self
+                .overtaken
+                .iter()
+                .position(|(epoch, round)| *epoch >= untold && (before..=after).contains(round));
+            let told =
+                told.unwrap_or_else(|| panic!("nobody was told of epoch {untold}: {:?}", self.overtaken));
+            self.overtaken.swap_remove(told);
+        }
     }
 }
 
@@ -118,7 +125,7 @@ fn of_two_devices_with_one_identity_exactly_one_is_accepted_per_epoch() {
     let mut rng = Rng::new(11);
     for _ in 0..support::scaled(200, 1000) / ROUNDS {
         let session = birth(&mut racers[0], gateways[0]);
-        let mut told = Told { accepted: BTreeMap::from([(1, 0)]), overtaken: 0 };
+        let mut told = Told { accepted: BTreeMap::from([(1, 0)]), overtaken: Vec::new() };
         for round in 1..=ROUNDS {
             let seq = round as u64 + 1;
             let mut pick = || gateways[usize::try_from(rng.below(2)).unwrap()];
@@ -137,7 +144,7 @@ fn of_one_device_racing_two_gateways_exactly_one_is_accepted_per_epoch() {
     let mut racers = [racer(&cluster), racer(&cluster)];
     for _ in 0..support::scaled(200, 1000) / ROUNDS {
         let session = birth(&mut racers[0], gateways[0]);
-        let mut told = Told { accepted: BTreeMap::from([(1, 0)]), overtaken: 0 };
+        let mut told = Told { accepted: BTreeMap::from([(1, 0)]), overtaken: Vec::new() };
         for round in 1..=ROUNDS {
             let seq = 2 * round as u64;
             let (one, other) = (gateways[round % 2], gateways[(round + 1) % 2]);

@@ -182,7 +182,7 @@ impl GatewayService for GatewayApi {
         caller::gateway(&request, &request.get_ref().node_id)?;
         let request = request.into_inner();
         let (owner, acks) = parse_renewal(&request)?;
-        self.context.registry.renew(&owner).await.map_err(ServiceError::from)?;
+        self.context.registry.renew(&owner, request.draining).await.map_err(ServiceError::from)?;
         let acknowledged = futures::future::join_all(
             acks.iter().map(|(session, epoch)| self.acknowledge(&owner, *session, *epoch)),
         );
@@ -212,7 +212,7 @@ impl GatewayService for GatewayApi {
         Ok(Response::new(wire::RenewResponse {
             fences,
             node_certificate,
-            drain: bindings.node(&owner.node).is_some_and(|(_, drained)| drained),
+            drain: bindings.is_drained(&owner.node),
             cluster_keys,
         }))
     }

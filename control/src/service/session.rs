@@ -6,7 +6,7 @@ use jump_proto::control_v1 as wire;
 use jump_proto::control_v1::session_service_server::SessionService;
 use jump_proto::convert::Fields;
 use jump_session::ids::{DeviceKey, NodeId, Revision, SessionId};
-use jump_session::ownership::Change;
+use jump_session::ownership::{Change, Phase};
 use jump_session::reason::Reason;
 use tonic::{Request, Response, Status};
 
@@ -122,6 +122,54 @@ impl SessionService for SessionApi {
         );
         let session = Some(wire::Session::of(&stored.record, stored.modified));
         Ok(Response::new(wire::TerminateSessionResponse { session }))
+    }
+
+    async fn move_session(
+        &self,
+        request: Request<wire::MoveSessionRequest>,
+    ) -> Result<Response<wire::MoveSessionResponse>, Status> {
+        let operator = caller::operator(&request)?;
+        let request = request.into_inner();
+        let id = parse_session(&request.session_id)?;
+        let to = self.move_target(&request.node_id).await?;
+        let (stored, owner_registered, _) =
+            self.context.arbiter.session(id).await.map_err(ServiceError::from)?;
+        if !owner_registered && !matches!(stored.record.phase, Phase::Terminated { .. }) {
+            let text = "no live gateway owns the session: it goes to the one that its client reaches next";
+            return Err(ServiceError::Precondition(text.to_owned()).into());
+        }
+        let change = Change::Move { to };
+        let stored = self.context.arbiter.change(id, &change).await.map_err(ServiceError::from)?;
+        tracing::info!(
+            session = %id,
+            epoch = stored.record.epoch.0,
+            reason = Reason::OperatorMove.code(),
+            to = request.node_id,
+            operator = operator.name(),
+            comment = request.comment,
+            "session ordered to move"
+        );
+        let session = Some(wire::Session::of(&stored.record, stored.modified));
+        Ok(Response::new(wire::MoveSessionResponse { session }))
+    }
+}
+
+impl SessionApi {
+    /// Where an operator may move a session to: a registered node that takes sessions; `None` for any.
+    async fn move_target(&self, node_id: &str) -> Result<Option<NodeId>, ServiceError> {
+        let mut fields = Fields::default();
+        let to: Option<NodeId> = optional(&mut fields, "node_id", node_id);
+        fields.finish(|| Some(()))?;
+        let Some(to) = to else { return Ok(None) };
+        let Some((node, drained)) = self.context.registry.node(&to).await? else {
+            return Err(ServiceError::NotFound(format!("no node {to} is registered")));
+        };
+        if drained || node.record.draining {
+            return Err(ServiceError::Precondition(format!(
+                "node {to} drains: choose another, or undrain it"
+            )));
+        }
+        Ok(Some(to))
     }
 }
 

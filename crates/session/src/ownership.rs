@@ -52,6 +52,9 @@ pub const SWITCH_WINDOW: Duration = Duration::from_secs(60);
 /// When a client may ask again that met a node which cannot take it, or a live owner that has not stopped yet.
 pub const RETRY_AFTER: Duration = Duration::from_millis(250);
 
+/// How long an operator's order to move a session stands.
+pub const MOVE_WINDOW: Duration = Duration::from_secs(60);
+
 /// One run of a gateway node.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Owner {
@@ -101,6 +104,24 @@ pub struct Claim {
     pub since: UnixMillis,
     /// Why the client moves.
     pub reason: Reason,
+    /// Whether the switch counts as the client's choice, decided when it was recorded.
+    pub charged: bool,
+}
+
+/// An operator's order to move a session away from its owner. The owner tells the client, who moves by an attach.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct MoveOrder {
+    /// Where to; `None` for any other gateway.
+    pub to: Option<NodeId>,
+    /// Since when.
+    pub since: UnixMillis,
+}
+
+impl MoveOrder {
+    /// Says whether the order stands at `now`. One from the future (a replica's clock had jumped) does not.
+    pub fn stands(&self, now: UnixMillis) -> bool {
+        now.abs_diff(self.since) < millis(MOVE_WINDOW)
+    }
 }
 
 /// One past or present owner.
@@ -148,6 +169,8 @@ pub struct SessionRecord {
     /// Times of the switches within the last minute that the client chose (away from a live owner, or anew to the
     /// same one), oldest first; at most [`RECENT_SWITCHES_MAX`] and what the policy allows.
     pub recent_switches: Vec<UnixMillis>,
+    /// An operator's order to move it, until it has another owner or none.
+    pub moving: Option<MoveOrder>,
     /// One id through logs, spans and audit events.
     pub correlation: [u8; 16],
 }
@@ -176,6 +199,8 @@ pub struct View {
     pub claimant_draining: bool,
     /// The node key of the record's owner (`Owned.owner`, `Handover.from`) exists with that incarnation.
     pub owner_registered: bool,
+    /// The record's owner is draining: its clients are asked to leave.
+    pub owner_draining: bool,
     /// The node key of `Handover.to` exists with that incarnation.
     pub target_registered: bool,
     /// The device's standing.
@@ -269,6 +294,11 @@ pub enum Change {
         /// Why.
         reason: Reason,
     },
+    /// An operator wants another gateway to own the session. The owner stays until its client has come to the other.
+    Move {
+        /// Where to; `None` for any other gateway.
+        to: Option<NodeId>,
+    },
 }
 
 impl SessionRecord {
@@ -299,12 +329,15 @@ impl SessionRecord {
             next.attach_seq = to.attach_seq;
             next.attempt = to.attempt;
         }
+        if next.owner().is_none_or(|owner| self.owner().is_none_or(|old| old.node != owner.node)) {
+            next.moving = None;
+        }
         next
     }
 
     /// The record with `claim`'s owner in the next epoch; `None` at the end of the epochs.
-    fn owned_next(&self, claim: Claim, charged: bool, now: UnixMillis) -> Option<Self> {
-        let Claim { owner, attach_seq, attempt, since: _, reason } = claim;
+    fn owned_next(&self, claim: Claim, now: UnixMillis) -> Option<Self> {
+        let Claim { owner, attach_seq, attempt, since: _, reason, charged } = claim;
         let mut next = self.moved_to(Phase::Owned { owner: owner.clone() }, reason, now);
         next.epoch = self.epoch.next()?;
         next.attach_seq = attach_seq;

@@ -92,7 +92,7 @@ impl DataPlane {
         }
     }
 
-    fn carried_epoch(&self, id: SessionId) -> Option<Epoch> {
+    pub(super) fn carried_epoch(&self, id: SessionId) -> Option<Epoch> {
         let local = self.carried(id)?;
         match self.entries.get(local) {
             Some(Entry::Session(session)) => Some(session.machine.epoch()),

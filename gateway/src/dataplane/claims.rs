@@ -1,9 +1,10 @@
 //! Becoming, being and ceasing to be a session's owner: control's verdicts and orders.
 
-use jump_crypto::ids::{Epoch, SessionId};
+use jump_crypto::ids::{AttachSeq, Epoch, SessionId};
 use jump_crypto::record::Content;
 use jump_session::frame::{AttachResult, Frame};
 use jump_session::gateway::{GatewaySession, Nanos, Ownership};
+use jump_session::ownership::Tenure;
 use jump_session::reason::Reason;
 
 use super::route::Target;
@@ -11,18 +12,19 @@ use super::session::{Entry, Handshake, Outcome, Retired, Retirement, Session, St
 use super::slab::Rest;
 use super::timers::Armed;
 use super::{
-    Activation, CLAIM_WAIT, Count, DataPlane, Event, FENCE_MEMORY, Note, OUTCOME_WAIT, Place, RETIRED_WAIT,
-    ReceiverIndex, StopCause, Tick, Verdict, What, Wire, encode, seal_to_client, send_frame,
+    Activation, CLAIM_WAIT, Count, DataPlane, Event, GIVEN_UP_MEMORY, Note, OUTCOME_WAIT, Place,
+    RETIRED_WAIT, ReceiverIndex, StopCause, Tick, Verdict, What, Wire, encode, seal_to_client, send_frame,
 };
 
-/// What a client is told whose claim was overtaken: it asks again at once.
-fn overtaken() -> AttachResult {
-    AttachResult::Rejected {
-        reason: Reason::Conflict,
-        current_epoch: Epoch(0),
-        current_attach_seq: jump_session::ids::AttachSeq(0),
-        retry_after: std::time::Duration::from_millis(50),
-    }
+/// What is remembered of a session that was given up here.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct GivenUp {
+    /// The highest epoch that was given up.
+    epoch: Epoch,
+    /// Whether the session has ended for good.
+    ended: bool,
+    /// When it is forgotten.
+    pub(super) until: Nanos,
 }
 
 impl DataPlane {
@@ -64,14 +66,12 @@ impl DataPlane {
 
     fn accept<W: Wire>(&mut self, local: u32, activation: Activation, tick: Tick, wire: &mut W) {
         let id = activation.session;
-        // An order to stop this epoch may overtake the answer that gave it.
-        let fenced = self.fences.get(&id).is_some_and(|(epoch, _)| *epoch >= activation.epoch);
-        let newer = self.carried(id).is_some_and(|local| match self.entries.get(local) {
-            Some(Entry::Session(session)) => session.machine.epoch() > activation.epoch,
-            Some(Entry::Reserved | Entry::Handshake(_) | Entry::Retired(_)) | None => false,
-        });
-        if fenced || newer || self.by_session.len() >= self.limits.sessions_max {
-            return self.reject(local, overtaken(), tick, wire);
+        // An order to stop this epoch, or the news of a later one, may overtake the answer that gave it (ownership.md, O3).
+        let newest = activation.inner.iter().filter_map(|address| self.routes.epoch_of(address, id)).max();
+        let is_past = newest.is_some_and(|newest| newest > activation.epoch);
+        if is_past || !self.tenure(id).accept(activation.epoch) {
+            let refused = self.overtaken(local, &activation, newest);
+            return self.reject(local, refused, tick, wire);
         }
         // Older keys of the same session end here, before the new ones are used.
         if let Some(old) = self.carried(id) {
@@ -120,6 +120,37 @@ impl DataPlane {
         self.arm(local);
     }
 
+    /// What this run may do with a session: the epoch that it carries, and the epochs that it has given up.
+    fn tenure(&self, id: SessionId) -> Tenure {
+        let given_up = self.given_up.get(&id).map_or(Epoch(0), |given_up| given_up.epoch);
+        Tenure::of(self.carried_epoch(id), given_up)
+    }
+
+    /// The final answer to a claim whose acceptance was overtaken: a newer attempt has won, or the session has ended. It
+    /// carries the newest epoch that is known here; the client goes past its own attempt's number.
+    fn overtaken(&self, local: u32, activation: &Activation, newest: Option<Epoch>) -> AttachResult {
+        let id = activation.session;
+        let given_up = self.given_up.get(&id);
+        let known = [newest, given_up.map(|given_up| given_up.epoch), self.carried_epoch(id)];
+        let current_attach_seq = match self.entries.get(local) {
+            Some(Entry::Handshake(handshake)) => handshake.intent.attach_seq,
+            Some(Entry::Reserved | Entry::Session(_) | Entry::Retired(_)) | None => AttachSeq(0),
+        };
+        AttachResult::Rejected {
+            reason: match given_up {
+                Some(GivenUp { ended: true, .. }) => Reason::SessionTerminated,
+                Some(_) | None => Reason::SupersededAttempt,
+            },
+            current_epoch: known
+                .into_iter()
+                .flatten()
+                .max()
+                .map_or(activation.epoch, |epoch| epoch.max(activation.epoch)),
+            current_attach_seq,
+            retry_after: std::time::Duration::ZERO,
+        }
+    }
+
     /// Stops a session in `epoch` and every earlier one. Nothing of it is forwarded afterwards.
     pub(super) fn handle_stop<W: Wire>(
         &mut self,
@@ -130,12 +161,13 @@ impl DataPlane {
         authority: bool,
         wire: &mut W,
     ) {
-        self.remember_fence(id, epoch, tick.now);
-        let Some(local) = self.carried(id) else { return };
-        let Some(Entry::Session(session)) = self.entries.get_mut(local) else { return };
-        if session.machine.epoch() > epoch {
+        let stops = self.tenure(id).give_up(epoch);
+        self.remember_given_up(id, epoch, matches!(cause, StopCause::Terminated(_)), tick.now);
+        if !stops {
             return;
         }
+        let Some(local) = self.carried(id) else { return };
+        let Some(Entry::Session(session)) = self.entries.get_mut(local) else { return };
         let path = session.machine.path();
         let farewell = match &cause {
             StopCause::Moved => None,
@@ -188,11 +220,11 @@ impl DataPlane {
         self.retired.push_back((tick.now.saturating_add(RETIRED_WAIT), local));
     }
 
-    fn remember_fence(&mut self, id: SessionId, epoch: Epoch, now: Nanos) {
-        let until = now.saturating_add(FENCE_MEMORY);
-        let fence = self.fences.entry(id).or_insert((epoch, until));
-        *fence = (fence.0.max(epoch), until);
-        self.fence_order.push_back((until, id));
+    fn remember_given_up(&mut self, id: SessionId, epoch: Epoch, ended: bool, now: Nanos) {
+        let until = now.saturating_add(GIVEN_UP_MEMORY);
+        let given_up = self.given_up.entry(id).or_insert(GivenUp { epoch, ended, until });
+        *given_up = GivenUp { epoch: given_up.epoch.max(epoch), ended: given_up.ended || ended, until };
+        self.given_up_order.push_back((until, id));
     }
 
     /// A session ends by its own machine's decision.
@@ -203,7 +235,7 @@ impl DataPlane {
             self.routes.remove(address, session.id);
         }
         let epoch = session.machine.epoch();
-        self.remember_fence(session.id, epoch, now);
+        self.remember_given_up(session.id, epoch, true, now);
         self.emit(Event::Ended { session: session.id, epoch, reason });
     }
 
@@ -220,6 +252,22 @@ impl DataPlane {
             self.ask_to_move(local, reason, &targets, tick, wire);
         }
         self.draining = Some((reason, targets));
+    }
+
+    /// Asks one client to move. False when the session is not carried here in `epoch`.
+    pub(super) fn handle_move<W: Wire>(
+        &mut self,
+        tick: Tick,
+        id: SessionId,
+        epoch: Epoch,
+        targets: &[std::net::SocketAddr],
+        wire: &mut W,
+    ) -> bool {
+        let Some(local) = self.carried(id).filter(|_| self.carried_epoch(id) == Some(epoch)) else {
+            return false;
+        };
+        self.ask_to_move(local, Reason::OperatorMove, targets, tick, wire);
+        true
     }
 
     fn ask_to_move<W: Wire>(

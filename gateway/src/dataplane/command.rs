@@ -71,6 +71,17 @@ pub enum Command {
         /// Where to, best first.
         targets: Vec<SocketAddr>,
     },
+    /// Tell one session's client to move to one of these gateways; answers whether it is carried here in that epoch.
+    Move {
+        /// The session.
+        session: SessionId,
+        /// The epoch in which it is to leave.
+        epoch: Epoch,
+        /// Where to, best first.
+        targets: Vec<SocketAddr>,
+        /// Hears whether there was anybody to tell.
+        carried: oneshot::Sender<bool>,
+    },
     /// The drain is over: clients are no longer asked to move.
     Undrain,
     /// Which sessions are active here.

@@ -29,7 +29,7 @@ use std::collections::{HashMap, VecDeque};
 use ipnet::IpNet;
 use jump_crypto::cookie::Gate;
 use jump_crypto::entropy::Entropy;
-use jump_crypto::ids::{Epoch, NodeNumber, ReceiverIndex, SessionId};
+use jump_crypto::ids::{NodeNumber, ReceiverIndex, SessionId};
 use jump_crypto::record::{Content, HEADER_LEN, OVERHEAD, SealingKey};
 use jump_session::frame::{FRAME_LEN_MAX, Frame};
 use jump_session::gateway::{Effect, Nanos, Timing};
@@ -45,6 +45,7 @@ pub use session::Inner;
 pub use slab::{ENTRIES_MAX, Slab};
 pub use wire::Wire;
 
+use claims::GivenUp;
 use limiter::{Bucket, SourceLimiter};
 use links::Links;
 use parking::{ParkingLot, Place};
@@ -64,8 +65,8 @@ const OUTCOME_WAIT: Nanos = 10_000_000_000;
 const RETIRED_WAIT: Nanos = 2_000_000_000;
 /// How long the stream may take to mention a session that a snapshot did not contain, in nanoseconds.
 const SNAPSHOT_GRACE: Nanos = 1_000_000_000;
-/// How long a fenced epoch is remembered, in nanoseconds; longer than any attach call may take.
-const FENCE_MEMORY: Nanos = 60_000_000_000;
+/// How long an epoch that was given up is remembered, in nanoseconds; longer than any attach call may take.
+const GIVEN_UP_MEMORY: Nanos = 60_000_000_000;
 
 /// The bounds of a data plane.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -146,9 +147,9 @@ pub struct DataPlane {
     claiming: VecDeque<(Nanos, u32)>,
     claims: usize,
     retired: VecDeque<(Nanos, u32)>,
-    /// The highest epoch of each session that is over here.
-    fences: HashMap<SessionId, (Epoch, Nanos)>,
-    fence_order: VecDeque<(Nanos, SessionId)>,
+    /// What of each session is over here.
+    given_up: HashMap<SessionId, GivenUp>,
+    given_up_order: VecDeque<(Nanos, SessionId)>,
     /// When sessions that the last snapshot and the news after it do not mention are over.
     snapshot_due: Option<Nanos>,
     sources: SourceLimiter,
@@ -184,8 +185,8 @@ impl DataPlane {
             claiming: VecDeque::new(),
             claims: 0,
             retired: VecDeque::new(),
-            fences: HashMap::new(),
-            fence_order: VecDeque::new(),
+            given_up: HashMap::new(),
+            given_up_order: VecDeque::new(),
             snapshot_due: None,
             hints: Bucket::default(),
             load: admission::Load::default(),
@@ -259,9 +260,9 @@ impl DataPlane {
         }
         let expired = self.parking.expire(now);
         self.counters.drop_many(DropReason::ParkingExpired, expired);
-        while let Some((_, session)) = take_due(&mut self.fence_order, now) {
-            if self.fences.get(&session).is_some_and(|(_, until)| *until <= now) {
-                self.fences.remove(&session);
+        while let Some((_, session)) = take_due(&mut self.given_up_order, now) {
+            if self.given_up.get(&session).is_some_and(|given_up| given_up.until <= now) {
+                self.given_up.remove(&session);
             }
         }
         while let Some(event) = self.unsent.pop_front() {

@@ -65,6 +65,11 @@ impl DataPlane {
             Command::Unlink(node) => self.links.remove(node),
             Command::Gates(gates) => self.gates = gates,
             Command::Drain { reason, targets } => self.handle_drain(tick, reason, targets, wire),
+            Command::Move { session, epoch, targets, carried } => {
+                let found = self.handle_move(tick, session, epoch, &targets, wire);
+                // Nobody waits once a newer order has taken this one's place.
+                let _ = carried.send(found);
+            }
             Command::Undrain => self.draining = None,
             Command::List(answer) => {
                 // The asker may have gone; then nobody wants the list.

@@ -61,6 +61,11 @@ impl Routes {
         self.by_address.get_mut(&key(address))
     }
 
+    /// The epoch of the way to `address`, if it is this session's.
+    pub(crate) fn epoch_of(&self, address: IpAddr, session: SessionId) -> Option<Epoch> {
+        self.get(address).filter(|route| route.session == session).map(|route| route.epoch)
+    }
+
     /// Sets the way to `address`; it belongs to the current snapshot.
     pub(crate) fn set(&mut self, address: IpAddr, session: SessionId, epoch: Epoch, target: Target) {
         let snapshot = self.snapshot;

@@ -16,7 +16,7 @@ use jump_crypto::handshake::{
     AttachIntent, Established, INIT_LEN, Initiation, InitiationInput, REPLY_LEN_MAX, ReplyInfo, Responder,
     Suite,
 };
-use jump_crypto::ids::{AttachSeq, AttemptId, DeviceKey, Incarnation};
+use jump_crypto::ids::{AttachSeq, AttemptId, DeviceKey, Epoch, Incarnation};
 use jump_crypto::keys::{ClusterSecret, DeviceSecret, GrantSigner, GrantVerifier};
 use jump_crypto::mesh::{MeshEnd, MeshSecret};
 use jump_crypto::record::Opened;

@@ -167,7 +167,8 @@ impl DataPlane {
             }
             Stage::Answered if handshake.intent.rekey => self.confirm_rekey(tick, local, wire),
             Stage::Answered => {
-                if self.claims >= self.limits.claims_max {
+                let full = self.by_session.len() + self.claims >= self.limits.sessions_max;
+                if full || self.claims >= self.limits.claims_max {
                     return self.counters.drop(DropReason::HandshakeQueue);
                 }
                 let confirmed = Box::new(Confirmed {

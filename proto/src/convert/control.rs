@@ -1,7 +1,7 @@
 //! The messages of `jump.control.v1`.
 
 use jump_session::ids::{AttachSeq, AttemptId, DeviceKey, Epoch, Revision, SessionId};
-use jump_session::ownership::{AttachRequest, HistoryEntry, Owner, Phase, Refusal, SessionRecord};
+use jump_session::ownership::{AttachRequest, HistoryEntry, MoveOrder, Owner, Phase, Refusal, SessionRecord};
 use jump_session::policy::SessionPolicy;
 use uuid::Uuid;
 
@@ -137,6 +137,7 @@ impl wire::Session {
             history: history(record),
             etag: revision.0.to_string(),
             correlation_id: correlation(record),
+            r#move: record.moving.as_ref().map(Into::into),
         }
     }
 }
@@ -176,6 +177,16 @@ impl From<&SessionRecord> for wire::Binding {
             handover_to: handover_to(&record.phase),
             inner_addresses: inner(record),
             reason: record.reason.code().to_owned(),
+            r#move: record.moving.as_ref().map(Into::into),
+        }
+    }
+}
+
+impl From<&MoveOrder> for wire::MoveOrder {
+    fn from(order: &MoveOrder) -> Self {
+        Self {
+            node_id: order.to.as_ref().map(ToString::to_string).unwrap_or_default(),
+            since_time: Some(timestamp(order.since)),
         }
     }
 }

@@ -3,7 +3,7 @@
 use core::net::IpAddr;
 
 use jump_session::ids::{AttachSeq, AttemptId, DeviceKey, Epoch, Incarnation, SessionId};
-use jump_session::ownership::{Claim, HistoryEntry, Owner, Phase, SessionRecord};
+use jump_session::ownership::{Claim, HistoryEntry, MoveOrder, Owner, Phase, SessionRecord};
 use jump_session::reason::Reason;
 
 use super::{BadFields, Fields};
@@ -28,6 +28,7 @@ impl From<&SessionRecord> for wire::SessionRecord {
                 attempt_id: to.attempt.to_bytes().to_vec(),
                 since_ms: to.since,
                 reason: u32::from(to.reason.number()),
+                free: !to.charged,
             }),
             Phase::Terminated { at } => WirePhase::Terminated(wire::Terminated { at_ms: *at }),
         };
@@ -53,6 +54,10 @@ impl From<&SessionRecord> for wire::SessionRecord {
             recent_switches_ms: record.recent_switches.clone(),
             correlation_id: record.correlation.to_vec(),
             device_name: record.device_name.clone(),
+            moving: record.moving.as_ref().map(|order| wire::MoveOrder {
+                node_id: order.to.as_ref().map(ToString::to_string).unwrap_or_default(),
+                since_ms: order.since,
+            }),
         }
     }
 }
@@ -86,6 +91,10 @@ impl TryFrom<wire::SessionRecord> for SessionRecord {
                 })
             })
             .collect();
+        let moving = record.moving.and_then(|order| {
+            let to = (!order.node_id.is_empty()).then(|| fields.id("moving.node_id", &order.node_id));
+            Some(MoveOrder { to: to.map_or(Some(None), |to| to.map(Some))?, since: order.since_ms })
+        });
         let correlation = fields.bytes("correlation_id", &record.correlation_id);
         fields.finish(|| {
             Some(Self {
@@ -103,6 +112,7 @@ impl TryFrom<wire::SessionRecord> for SessionRecord {
                 reason: reason?,
                 history,
                 recent_switches: record.recent_switches_ms,
+                moving,
                 correlation: correlation?,
             })
         })
@@ -132,6 +142,7 @@ fn phase(fields: &mut Fields, phase: Option<WirePhase>) -> Option<Phase> {
                     attempt: AttemptId::from_bytes(attempt?),
                     since: handover.since_ms,
                     reason: reason?,
+                    charged: !handover.free,
                 },
             })
         }
@@ -186,6 +197,7 @@ mod tests {
             reason: Reason::GatewayUnresponsive,
             history: vec![HistoryEntry { epoch: Epoch(3), owner, since: 9, reason: Reason::Birth }],
             recent_switches: vec![8, 9],
+            moving: Some(MoveOrder { to: Some("gw2".parse().unwrap()), since: 12 }),
             correlation: [6; 16],
         }
     }
@@ -199,6 +211,7 @@ mod tests {
             attempt: AttemptId::from_bytes([9; 16]),
             since: 11,
             reason: Reason::NetworkChanged,
+            charged: false,
         };
         for phase in [
             Phase::Released { since: 5 },

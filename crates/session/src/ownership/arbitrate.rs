@@ -53,7 +53,7 @@ pub fn arbitrate(
     match (standing, &record.phase) {
         (Standing::Accepted, _) => return Ok(Decision::AlreadyAccepted),
         (Standing::Waiting, Phase::Handover { to, .. }) if !view.owner_registered => {
-            return commit(record, view, to.clone(), false, now);
+            return commit(record, view, Claim { charged: false, ..to.clone() }, now);
         }
         (Standing::Waiting, _) => return Ok(Decision::Wait),
         (Standing::New | Standing::Stale | Standing::Superseded, _) => {}
@@ -62,24 +62,29 @@ pub fn arbitrate(
         return refuse(Reason::NodeDraining, RETRY_AFTER);
     }
 
+    let has_live_owner = record.owner().is_some() && view.owner_registered;
+    // Only a live owner that wants to keep the session is protected by cooldown and switch rate: elsewhere, refusing
+    // would hold a client back, or leave it without any gateway, for a choice that it did not make.
+    let charged = has_live_owner && !is_sent_away(record, view, &request.claimant, now);
     let claim = Claim {
         owner: request.claimant.clone(),
         attach_seq: request.attach_seq,
         attempt: request.attempt,
         since: now,
         reason: request.reason,
+        charged,
     };
-    // Only a live owner is protected by cooldown and switch rate: where there is none, refusing would leave a client
-    // without any gateway for a choice that it did not make.
-    if record.owner().is_none() || !view.owner_registered {
-        return commit(record, view, claim, false, now);
+    if !has_live_owner {
+        return commit(record, view, claim, now);
     }
-    check_pace(record, view, policy, now)?;
+    if charged {
+        check_pace(record, view, policy, now)?;
+    }
     match &record.phase {
         // The same run as now, and the client has new keys there: the gateway replaces its own old keys, no other node
         // has to stop. A claim that waits for this owner to stop loses to the newer attempt.
         Phase::Owned { owner: from } | Phase::Handover { from, .. } if *from == request.claimant => {
-            commit(record, view, claim, true, now)
+            commit(record, view, claim, now)
         }
         Phase::Owned { owner: from } | Phase::Handover { from, .. } => {
             let phase = Phase::Handover { from: from.clone(), to: claim };
@@ -87,7 +92,7 @@ pub fn arbitrate(
             let conditions = vec![Condition::Registered(request.claimant.clone())];
             Ok(Decision::Intend(Transition { next, conditions }))
         }
-        Phase::Released { .. } | Phase::Terminated { .. } => commit(record, view, claim, false, now),
+        Phase::Released { .. } | Phase::Terminated { .. } => commit(record, view, claim, now),
     }
 }
 
@@ -141,6 +146,7 @@ pub fn birth(
             reason: request.reason,
         }],
         recent_switches: Vec::new(),
+        moving: None,
         correlation,
     };
     Ok(Transition { next, conditions: vec![Condition::Registered(owner)] })
@@ -207,6 +213,16 @@ fn standing(record: &SessionRecord, request: &AttachRequest) -> Standing {
     }
 }
 
+/// Whether the client moves to `claimant` because it was asked to: the live owner drains, or an operator moves the session.
+fn is_sent_away(record: &SessionRecord, view: &View, claimant: &Owner, now: UnixMillis) -> bool {
+    let leaves = record.owner().is_some_and(|owner| owner.node != claimant.node);
+    let ordered = record
+        .moving
+        .as_ref()
+        .is_some_and(|order| order.stands(now) && order.to.as_ref().is_none_or(|to| *to == claimant.node));
+    leaves && (view.owner_draining || ordered)
+}
+
 /// Refuses a chosen switch that comes too soon or too often. `retry_after` is exact: a millisecond earlier the answer is
 /// the same, at that time the pace is no reason any more.
 fn check_pace(
@@ -257,13 +273,7 @@ fn allowed_at(record: &SessionRecord, policy: &SessionPolicy, now: UnixMillis) -
 }
 
 /// The claim becomes owner in the next epoch. Where the record names another owner, that one must be gone.
-fn commit(
-    record: &SessionRecord,
-    view: &View,
-    claim: Claim,
-    charged: bool,
-    now: UnixMillis,
-) -> Result<Decision, Refusal> {
+fn commit(record: &SessionRecord, view: &View, claim: Claim, now: UnixMillis) -> Result<Decision, Refusal> {
     let mut conditions = vec![Condition::Registered(claim.owner.clone())];
     match record.owner() {
         Some(owner) if *owner != claim.owner => {
@@ -272,7 +282,7 @@ fn commit(
         }
         Some(_) | None => {}
     }
-    match record.owned_next(claim, charged, now) {
+    match record.owned_next(claim, now) {
         Some(next) => Ok(Decision::Commit(Transition { next, conditions })),
         None => Err(Refusal::of(record, Reason::AttemptsExceeded, NEVER)),
     }

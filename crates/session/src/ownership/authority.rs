@@ -43,6 +43,11 @@ pub struct Tenure {
 }
 
 impl Tenure {
+    /// The tenure of a run that keeps what it forwards and what it has given up elsewhere.
+    pub fn of(active: Option<Epoch>, given_up: Epoch) -> Self {
+        Self { active, given_up }
+    }
+
     /// The epoch to forward in.
     pub fn active(&self) -> Option<Epoch> {
         self.active

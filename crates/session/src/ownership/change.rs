@@ -4,9 +4,10 @@ use std::time::Duration;
 
 use super::arbitrate::ended;
 use super::{
-    Change, Claim, Condition, Owner, Phase, Refusal, SessionRecord, Transition, UnixMillis, View, millis,
+    Change, Claim, Condition, MoveOrder, Owner, Phase, Refusal, SessionRecord, Transition, UnixMillis, View,
+    millis,
 };
-use crate::ids::Epoch;
+use crate::ids::{Epoch, NodeId};
 use crate::policy::SessionPolicy;
 use crate::reason::Reason;
 
@@ -14,7 +15,8 @@ use crate::reason::Reason;
 ///
 /// # Errors
 /// [`Refusal`] when the caller may not: `STALE_EPOCH` for an owner of an earlier epoch, `CONFLICT` for a node that is
-/// not the owner of the epoch it names, `SESSION_TERMINATED` for a release after the end.
+/// not the owner of the epoch it names or a move of a session that nobody owns, `HANDOVER_PENDING` for a move elsewhere
+/// than where the session is going, `SESSION_TERMINATED` after the end.
 pub fn change(
     record: &SessionRecord,
     view: &View,
@@ -25,6 +27,7 @@ pub fn change(
         Change::FenceAcknowledged { by, epoch } => fence_acknowledged(record, view, by, *epoch, now),
         Change::Release { by, epoch, reason } => release(record, view, by, *epoch, *reason, now),
         Change::Terminate { by, reason } => terminate(record, by.as_ref(), *reason, now),
+        Change::Move { to } => order_move(record, view, to.as_ref(), now),
     }
 }
 
@@ -126,6 +129,32 @@ fn terminate(
     Ok(Some(Transition { next, conditions: Vec::new() }))
 }
 
+/// Records an operator's order. Nothing is fenced: the client decides when it is ready, and the owner serves it until then.
+fn order_move(
+    record: &SessionRecord,
+    view: &View,
+    to: Option<&NodeId>,
+    now: UnixMillis,
+) -> Result<Option<Transition>, Refusal> {
+    match &record.phase {
+        Phase::Terminated { .. } => Err(refused(record, Reason::SessionTerminated)),
+        Phase::Handover { to: claim, .. } if to.is_none_or(|to| claim.owner.node == *to) => Ok(None),
+        Phase::Handover { .. } => Err(refused(record, Reason::HandoverPending)),
+        Phase::Owned { owner } if to == Some(&owner.node) => Ok(None),
+        Phase::Owned { .. } if view.owner_registered => {
+            let order = MoveOrder { to: to.cloned(), since: now };
+            if record.moving.as_ref() == Some(&order) {
+                return Ok(None);
+            }
+            let phase = record.phase.clone();
+            let mut next = record.moved_to(phase, Reason::OperatorMove, now);
+            next.moving = Some(order);
+            Ok(Some(Transition { next, conditions: Vec::new() }))
+        }
+        Phase::Owned { .. } | Phase::Released { .. } => Err(refused(record, Reason::Conflict)),
+    }
+}
+
 /// The old owner has stopped: the waiting claim wins, or nobody does if its claimant is gone, so that the client's next
 /// attempt waits for no one. `reason` is for the latter.
 fn stopped(
@@ -139,7 +168,7 @@ fn stopped(
         let next = record.moved_to(Phase::Released { since: now }, reason, now);
         return Ok(Transition { next, conditions: vec![Condition::Gone(to.owner.clone())] });
     }
-    match record.owned_next(to.clone(), true, now) {
+    match record.owned_next(to.clone(), now) {
         Some(next) => Ok(Transition { next, conditions: vec![Condition::Registered(to.owner.clone())] }),
         None => Err(refused(record, Reason::AttemptsExceeded)),
     }

@@ -19,6 +19,8 @@ enum Step {
     Expire,
     Restart { node: usize },
     Lose { node: usize },
+    Drain { node: usize },
+    Move { node: Option<usize> },
     Later { millis: u64 },
 }
 
@@ -31,6 +33,8 @@ fn step() -> impl Strategy<Value = Step> {
         1 => Just(Step::Terminate),
         2 => (0..3usize).prop_map(|node| Step::Restart { node }),
         1 => (0..3usize).prop_map(|node| Step::Lose { node }),
+        1 => (0..3usize).prop_map(|node| Step::Drain { node }),
+        1 => proptest::option::of(0..3usize).prop_map(|node| Step::Move { node }),
         4 => (0..200u64).prop_map(|millis| Step::Later { millis }),
         1 => (0..70_000u64).prop_map(|millis| Step::Later { millis }),
     ]
@@ -41,6 +45,8 @@ const NAMES: [&str; 3] = ["a", "b", "c"];
 struct World {
     /// The registered run of each node.
     nodes: [Option<u64>; 3],
+    /// Whether each node drains.
+    draining: [bool; 3],
     runs: u64,
     record: SessionRecord,
     now: UnixMillis,
@@ -60,6 +66,7 @@ impl World {
         };
         let mut world = Self {
             nodes: [Some(1), Some(2), Some(3)],
+            draining: [false; 3],
             runs: 3,
             record: super::table::record(Phase::Terminated { at: 0 }),
             now: 1_000_000,
@@ -85,10 +92,15 @@ impl World {
             .is_some_and(|i| self.nodes[i] == Some(owner.incarnation.0))
     }
 
+    fn is_draining(&self, owner: &Owner) -> bool {
+        NAMES.iter().position(|name| *name == owner.node.as_str()).is_some_and(|node| self.draining[node])
+    }
+
     fn view(&self, claimant: &Owner) -> View {
         View {
             claimant_registered: self.is_registered(claimant),
-            claimant_draining: false,
+            claimant_draining: self.is_draining(claimant),
+            owner_draining: self.record.owner().is_some_and(|owner| self.is_draining(owner)),
             owner_registered: self.record.owner().is_some_and(|owner| self.is_registered(owner)),
             target_registered: match &self.record.phase {
                 Phase::Handover { to, .. } => self.is_registered(&to.owner),
@@ -124,7 +136,10 @@ impl World {
         assert!(after.recent_switches.len() <= self.policy.switches_per_minute_max as usize);
         assert_eq!((after.id, &after.inner, after.created), (before.id, &before.inner, before.created));
         assert!(!matches!(before.phase, Phase::Terminated { .. }), "a tombstone was written to");
-        if let Phase::Owned { owner } = &after.phase {
+        if before.phase == after.phase && before.epoch == after.epoch {
+            // An operator's order: nothing about the ownership changes.
+            assert_eq!((after.attach_seq, &after.history), (before.attach_seq, &before.history));
+        } else if let Phase::Owned { owner } = &after.phase {
             assert_eq!(after.epoch.0, before.epoch.0 + 1, "an owner without an epoch of its own");
             assert_eq!(self.owners.insert(after.epoch.0, owner.clone()), None, "an epoch was given twice");
             let overrun = before.owner().filter(|old| *old != owner && self.is_registered(old));
@@ -194,6 +209,7 @@ impl World {
                 let epoch = back(&self.record, epoch_back);
                 Change::Release { by: self.run(node), epoch, reason: Reason::Drained }
             }
+            Step::Move { node } => Change::Move { to: node.map(|node| NAMES[node].parse().unwrap()) },
             Step::Terminate => Change::Terminate { by: None, reason: Reason::OperatorTerminated },
             Step::Expire => {
                 let view = self.view(&owner("a", 0));
@@ -213,6 +229,10 @@ impl World {
                 self.nodes[node] = None;
                 return;
             }
+            Step::Drain { node } => {
+                self.draining[node] = !self.draining[node];
+                return;
+            }
             Step::Later { millis } => {
                 self.now += millis;
                 return;
@@ -224,7 +244,7 @@ impl World {
                 Change::FenceAcknowledged { by, epoch } | Change::Release { by, epoch, .. } => {
                     self.record.owner() == Some(by) && self.record.epoch == *epoch
                 }
-                Change::Terminate { .. } => true,
+                Change::Terminate { .. } | Change::Move { .. } => true,
             };
             assert!(is_the_owners, "{wanted:?} was not the owner's to ask");
             self.apply(transition, true);
@@ -253,6 +273,7 @@ proptest! {
             world.step(step);
         }
         world.nodes[2] = Some(1_000);
+        world.draining = [false; 3];
         world.now += 61_000;
         if super::arbitrate::ended(&world.record, &world.policy, world.now).is_some() {
             return Ok(());

@@ -47,6 +47,7 @@ pub(super) fn record(phase: Phase) -> SessionRecord {
             reason: Reason::Birth,
         }],
         recent_switches: vec![NOW - 30_000],
+        moving: None,
         correlation: [3; 16],
     }
 }
@@ -58,6 +59,7 @@ pub(super) fn handover() -> Phase {
         attempt: AttemptId::from_bytes([CLAIMED as u8; 16]),
         since: NOW - 1_000,
         reason: Reason::PathRefused,
+        charged: true,
     };
     Phase::Handover { from: owner("a", 1), to }
 }
@@ -66,6 +68,7 @@ pub(super) fn view(owner_registered: bool, target_registered: bool) -> View {
     View {
         claimant_registered: true,
         claimant_draining: false,
+        owner_draining: false,
         owner_registered,
         target_registered,
         device: DeviceStanding::Active,
@@ -141,6 +144,11 @@ fn changes() -> Vec<(String, Change)> {
     }
     let reason = Reason::OperatorTerminated;
     changes.push(("terminate operator".to_owned(), Change::Terminate { by: None, reason }));
+    for to in ["a", "b", "c"] {
+        let change = Change::Move { to: Some(to.parse().unwrap()) };
+        changes.push((format!("move to {}", to.to_uppercase()), change));
+    }
+    changes.push(("move anywhere".to_owned(), Change::Move { to: None }));
     changes.sort_by(|a, b| a.0.cmp(&b.0));
     changes
 }

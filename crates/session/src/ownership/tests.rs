@@ -107,6 +107,66 @@ fn a_birth_is_epoch_one_and_needs_an_address_and_a_registered_node() {
     assert_eq!(born(&["10.0.0.1"], &unregistered).unwrap_err().reason, Reason::NodeNotRegistered);
 }
 
+/// A policy under which no client may choose to switch.
+fn no_choice() -> SessionPolicy {
+    SessionPolicy { switches_per_minute_max: 0, ..SessionPolicy::default() }
+}
+
+/// The handover that `claimant`'s attach begins, and the record after the old owner's acknowledgement.
+fn moved(record: &SessionRecord, view: &View, claimant: Owner) -> SessionRecord {
+    let decision = arbitrate(record, view, &request(claimant, 11), &no_choice(), NOW);
+    let Ok(Decision::Intend(intent)) = decision else { panic!("{decision:?}") };
+    let acknowledged = Change::FenceAcknowledged { by: owner("a", 1), epoch: record.epoch };
+    change(&intent.next, view, &acknowledged, NOW).unwrap().unwrap().next
+}
+
+#[test]
+fn leaving_a_draining_owner_is_never_refused_by_pace_and_never_charged() {
+    let draining = View { owner_draining: true, ..view(true, true) };
+    let next = moved(&owned(), &draining, owner("b", 1));
+    assert_eq!(next.owner(), Some(&owner("b", 1)));
+    assert_eq!(next.recent_switches, owned().recent_switches, "a drain was charged to the client");
+    let stays = arbitrate(&owned(), &draining, &request(owner("a", 1), 11), &no_choice(), NOW);
+    assert_eq!(refusal(stays).reason, Reason::SwitchRateExceeded, "new keys at the same node are a choice");
+}
+
+#[test]
+fn an_operators_move_is_free_to_its_target_alone_and_only_while_it_stands() {
+    let order = |to: Option<&str>| {
+        let change = Change::Move { to: to.map(|to| to.parse().unwrap()) };
+        super::change(&owned(), &view(true, true), &change, NOW).unwrap().unwrap().next
+    };
+    let ordered = order(Some("b"));
+    assert_eq!((ordered.owner(), ordered.epoch), (owned().owner(), owned().epoch), "an order moves nobody");
+    let next = moved(&ordered, &view(true, true), owner("b", 1));
+    assert_eq!((next.owner(), next.moving.as_ref()), (Some(&owner("b", 1)), None));
+    assert_eq!(next.recent_switches, owned().recent_switches);
+    moved(&order(None), &view(true, true), owner("c", 1));
+    let elsewhere = arbitrate(&ordered, &view(true, true), &request(owner("c", 1), 11), &no_choice(), NOW);
+    assert_eq!(refusal(elsewhere).reason, Reason::SwitchRateExceeded);
+    let late = NOW + MOVE_WINDOW.as_millis() as u64;
+    let lapsed = arbitrate(&ordered, &view(true, true), &request(owner("b", 1), 11), &no_choice(), late);
+    assert_eq!(refusal(lapsed).reason, Reason::SwitchRateExceeded);
+}
+
+#[test]
+fn an_order_to_move_goes_with_its_owner() {
+    let change = Change::Move { to: Some("b".parse().unwrap()) };
+    let ordered = super::change(&owned(), &view(true, true), &change, NOW).unwrap().unwrap().next;
+    for end in [
+        Change::Release { by: owner("a", 1), epoch: Epoch(5), reason: Reason::Drained },
+        Change::Terminate { by: None, reason: Reason::OperatorTerminated },
+    ] {
+        let next = super::change(&ordered, &view(true, true), &end, NOW).unwrap().unwrap().next;
+        assert_eq!(next.moving, None);
+    }
+    // New keys at the same node do not fulfil it.
+    let policy = SessionPolicy { switch_cooldown: Duration::ZERO, ..SessionPolicy::default() };
+    let again = arbitrate(&ordered, &view(true, true), &request(owner("a", 1), 11), &policy, NOW);
+    let Ok(Decision::Commit(same)) = again else { panic!("{again:?}") };
+    assert_eq!(same.next.moving, ordered.moving);
+}
+
 #[test]
 fn cooldown_and_rate_hold_back_a_chosen_switch_exactly_until_retry_after() {
     let policy = SessionPolicy { switches_per_minute_max: 3, ..SessionPolicy::default() };

@@ -135,10 +135,45 @@ fn an_order_to_stop_that_overtakes_the_acceptance_wins() {
     node.accept(&confirmed, session(1), 5, &[inner(1)]);
     assert_eq!(node.plane.sessions(), 0, "a fenced epoch came to life");
     let frames = client.frames(&mut node);
-    assert!(matches!(&frames[..], [Frame::AttachResult(r)] if matches!(**r, AttachResult::Rejected { .. })));
+    let [Frame::AttachResult(result)] = &frames[..] else { panic!("{frames:?}") };
+    assert_eq!(refused(result), (Reason::SupersededAttempt, Epoch(5)));
     let confirmed = client.confirm(&mut node, Some(session(1)));
     node.accept(&confirmed, session(1), 6, &[inner(1)]);
     assert_eq!(node.plane.sessions(), 1, "a later epoch was refused");
+}
+
+#[test]
+fn an_acceptance_of_a_session_that_ended_meanwhile_says_so() {
+    let mut cluster = Cluster::new();
+    let mut node = Node::new(&mut cluster, 1);
+    let mut client = Client::new(&mut cluster, 1);
+    let confirmed = client.confirm(&mut node, Some(session(1)));
+    assert!(node.stop(session(1), 5, StopCause::Terminated(Reason::OperatorTerminated)));
+    node.accept(&confirmed, session(1), 5, &[inner(1)]);
+    let frames = client.frames(&mut node);
+    let [Frame::AttachResult(result)] = &frames[..] else { panic!("{frames:?}") };
+    assert_eq!(refused(result), (Reason::SessionTerminated, Epoch(5)));
+}
+
+#[test]
+fn an_acceptance_that_is_older_than_the_news_of_its_session_makes_no_session() {
+    let mut cluster = Cluster::new();
+    let mut node = Node::new(&mut cluster, 1);
+    let mut client = Client::new(&mut cluster, 1);
+    let confirmed = client.confirm(&mut node, Some(session(1)));
+    node.bind(session(1), 7, &[inner(1)], BindingPhase::Owned(NodeRef(9)));
+    node.accept(&confirmed, session(1), 5, &[inner(1)]);
+    assert_eq!(node.plane.sessions(), 0);
+    let frames = client.frames(&mut node);
+    let [Frame::AttachResult(result)] = &frames[..] else { panic!("{frames:?}") };
+    assert_eq!(refused(result), (Reason::SupersededAttempt, Epoch(7)));
+}
+
+fn refused(result: &AttachResult) -> (Reason, Epoch) {
+    match result {
+        AttachResult::Rejected { reason, current_epoch, .. } => (*reason, *current_epoch),
+        AttachResult::Accepted(_) => panic!("accepted: {result:?}"),
+    }
 }
 
 #[test]

@@ -177,6 +177,25 @@ fn a_draining_gateway_asks_old_and_new_clients_to_move_and_serves_them_until_the
 }
 
 #[test]
+fn an_operators_order_tells_one_client_where_to_go_and_serves_it_until_then() {
+    let (_, mut old, _, mut client) = pair();
+    let targets = vec![SocketAddr::from(([192, 0, 2, 2], 51820))];
+    let order = |epoch, node: &mut Node| {
+        let (carried, answer) = tokio::sync::oneshot::channel();
+        node.command(Command::Move { session: session(1), epoch, targets: targets.clone(), carried });
+        answer.blocking_recv().unwrap()
+    };
+    assert!(order(Epoch(1), &mut old));
+    let migrate = Frame::Migrate { reason: Reason::OperatorMove, targets: targets.clone() };
+    assert_eq!(client.frames(&mut old), [migrate]);
+    client.send_packet(&mut old, &packet(inner(1), server(), b"still served"));
+    assert_eq!(old.wire.inner.len(), 1);
+    assert!(!order(Epoch(2), &mut old), "an order for another epoch found the session");
+    old.stop(session(1), 1, StopCause::Moved);
+    assert!(!order(Epoch(1), &mut old), "a session that had left was asked to move");
+}
+
+#[test]
 fn a_session_given_up_at_the_deadline_is_told_where_to_go() {
     let (_, mut old, _, mut client) = pair();
     let targets = vec![SocketAddr::from(([192, 0, 2, 2], 51820))];
