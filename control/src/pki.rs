@@ -1,4 +1,5 @@
-//! A small private CA for clusters without cert-manager: `jump-control pki init` and `pki issue`.
+//! A small private CA for clusters without cert-manager: `jump-control pki init` and `pki issue`; inside Kubernetes
+//! `pki kubernetes`.
 //!
 //! Files in the directory: `ca.pem`, `ca-key.pem`, `<role>-<name>.pem`, `<role>-<name>-key.pem`. Keys are ECDSA P-256 and
 //! readable by their owner alone.
@@ -20,6 +21,8 @@ use rcgen::{
 use time::OffsetDateTime;
 
 use crate::identity::{Identity, Role};
+
+mod kubernetes;
 
 /// How long the CA certificate is valid.
 const CA_VALIDITY: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
@@ -43,6 +46,8 @@ enum PkiCommand {
     },
     /// Issues a certificate and key for one part
     Issue(IssueArgs),
+    /// Keeps a CA and certificates in the Secrets of a Kubernetes namespace; run by the chart
+    Kubernetes(kubernetes::KubernetesArgs),
 }
 
 #[derive(Debug, Args)]
@@ -64,7 +69,7 @@ struct IssueArgs {
     validity: Duration,
 }
 
-#[derive(Debug, Clone, Copy, ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum RoleArg {
     Gateway,
     Control,
@@ -72,6 +77,19 @@ enum RoleArg {
     Reader,
     /// An etcd member: server and client certificate without a role here
     Etcd,
+}
+
+impl RoleArg {
+    /// The role in the certificate; none for etcd, which knows no roles of ours.
+    fn role(self) -> Option<Role> {
+        match self {
+            Self::Gateway => Some(Role::Gateway),
+            Self::Control => Some(Role::Control),
+            Self::Operator => Some(Role::Operator),
+            Self::Reader => Some(Role::Reader),
+            Self::Etcd => None,
+        }
+    }
 }
 
 /// Runs a `pki` subcommand.
@@ -82,6 +100,7 @@ pub fn run(args: &PkiArgs) -> anyhow::Result<()> {
     match &args.command {
         PkiCommand::Init { dir } => init(dir),
         PkiCommand::Issue(args) => issue(args),
+        PkiCommand::Kubernetes(args) => kubernetes::run(args),
     }
 }
 
@@ -171,13 +190,8 @@ fn init(dir: &Path) -> anyhow::Result<()> {
 }
 
 fn issue(args: &IssueArgs) -> anyhow::Result<()> {
-    let (word, role) = match args.role {
-        RoleArg::Gateway => ("gateway", Some(Role::Gateway)),
-        RoleArg::Control => ("control", Some(Role::Control)),
-        RoleArg::Operator => ("operator", Some(Role::Operator)),
-        RoleArg::Reader => ("reader", Some(Role::Reader)),
-        RoleArg::Etcd => ("etcd", None),
-    };
+    let role = args.role.role();
+    let word = role.map_or("etcd", Role::word);
     if matches!(args.role, RoleArg::Control | RoleArg::Etcd) && args.hosts.is_empty() {
         bail!("a {word} certificate needs --host: the DNS names and IP addresses at which it is reached");
     }

@@ -34,7 +34,9 @@ CONSTRAINTS = {
     "gateway.service.nodePort": {"minimum": 0, "maximum": 32767},
     "gateway.autoscaling.targetCPUUtilization": {"minimum": 1, "maximum": 100},
     "store.kind": {"enum": ["etcd-bundled", "etcd-external", "embedded"]},
-    "tls.kind": {"enum": ["cert-manager", "existing"]},
+    "tls.kind": {"enum": ["job", "cert-manager", "existing"]},
+    "tls.validity": {"pattern": "^[0-9]+(d|h)$"},
+    "egress.kind": {"enum": ["masquerade", "routed"]},
     "tls.issuerRef.kind": {"enum": ["Issuer", "ClusterIssuer"]},
     "logFormat": {"enum": ["json", "human"]},
 }
@@ -118,6 +120,7 @@ def generated() -> dict[str, bytes]:
         "README.md": template.replace("{{ values }}", table).encode(),
         # Helm packs only what is below the chart.
         "files/rules.yaml": (DEPLOY / "prometheus/rules.yaml").read_bytes(),
+        "files/masquerade.nft": (DEPLOY / "egress/masquerade.nft").read_bytes(),
     }
     for dashboard in sorted((DEPLOY / "dashboards").glob("*.json")):
         files[f"files/dashboards/{dashboard.name}"] = dashboard.read_bytes()

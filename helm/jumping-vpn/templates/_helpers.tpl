@@ -27,7 +27,7 @@ app.kubernetes.io/component: {{ .part }}
 {{- /* Image of a role. Call with (dict "root" $ "part" "gateway"). */ -}}
 {{- define "jv.image" -}}
 {{- $image := .root.Values.image -}}
-{{- $repository := printf "%s-%s" $image.repository .part -}}
+{{- $repository := index $image.repositories .part | default (printf "%s-%s" $image.repository .part) -}}
 {{- $digest := index $image.digests .part -}}
 {{- if $digest -}}
 {{- printf "%s@%s" $repository $digest -}}
@@ -55,6 +55,28 @@ imagePullSecrets:
 
 {{- define "jv.etcdSecret" -}}
 {{- if eq .Values.tls.kind "existing" -}}{{ .Values.tls.existingEtcdSecret }}{{- else -}}{{ include "jv.fullname" . }}-etcd-tls{{- end -}}
+{{- end -}}
+
+{{- define "jv.operatorSecret" -}}
+{{- if eq .Values.tls.kind "existing" -}}{{ .Values.tls.existingOperatorSecret }}{{- else -}}{{ include "jv.fullname" . }}-operator-tls{{- end -}}
+{{- end -}}
+
+{{- /* Names and addresses at which control is reached, as a JSON list. */ -}}
+{{- define "jv.controlHosts" -}}
+{{- $name := printf "%s-control" (include "jv.fullname" .) -}}
+{{- $hosts := list $name (printf "%s.%s.svc" $name .Release.Namespace) (printf "%s-replicas.%s.svc" $name .Release.Namespace) -}}
+{{- toJson (concat $hosts (list "localhost" "127.0.0.1") .Values.control.advertise | uniq) -}}
+{{- end -}}
+
+{{- /* Names and addresses at which the bundled etcd's members are reached, as a JSON list. The first is the one that a
+client's certificate must carry: a gateway's has none, so a gateway cannot talk to the store. */ -}}
+{{- define "jv.etcdHosts" -}}
+{{- $name := printf "%s-etcd" (include "jv.fullname" .) -}}
+{{- $hosts := list $name "localhost" "127.0.0.1" -}}
+{{- range $i := until 3 -}}
+{{- $hosts = append $hosts (printf "%s-%d.%s.%s.svc" $name $i $name $.Release.Namespace) -}}
+{{- end -}}
+{{- toJson $hosts -}}
 {{- end -}}
 
 {{- define "jv.controlReplicas" -}}
