@@ -146,7 +146,7 @@ pub struct Context {
     /// Time to live of the node's lease.
     pub lease_ttl: Duration,
     /// True while an operator drains this node.
-    pub operator_drain: AtomicBool,
+    pub operator_drain: Arc<AtomicBool>,
     /// True once this process was told to end.
     pub terminating: AtomicBool,
     /// Rung when either of them changes.

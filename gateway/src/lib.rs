@@ -16,6 +16,7 @@ pub mod heartbeat;
 pub mod identity;
 pub mod lease;
 pub mod metrics;
+pub mod readiness;
 pub mod registration;
 pub mod supervisor;
 pub mod worker;

@@ -37,6 +37,7 @@ use crate::heartbeat::Heart;
 use crate::identity::{self, IdentityErrors};
 use crate::lease::{Guard, LeaseLost, renew};
 use crate::metrics;
+use crate::readiness::Readiness;
 use crate::registration::{LeaseTimes, RegisterError, Registration, RunKeys, deregister, register};
 
 /// Why a worker ended.
@@ -140,8 +141,8 @@ pub async fn run(
     let clients = bind(&config, config.listen, "listen")?;
     let mesh = bind(&config, config.mesh_listen, "mesh_listen")?;
     let (guard, shared) = (Guard::default(), Arc::new(Shared::default()));
-    let (ready, dataplane_runs) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
-    let _metrics = serve_metrics(&config, &guard, &shared, &ready).await?;
+    let (readiness, dataplane_runs) = (Arc::new(Readiness::default()), Arc::new(AtomicBool::new(false)));
+    let _metrics = serve_metrics(&config, &guard, &shared, &readiness).await?;
     let beating = tokio::spawn(heart.clone().keep_beating(Arc::clone(&shared), Arc::clone(&dataplane_runs)));
 
     let mut entropy = OsEntropy::new()?;
@@ -157,7 +158,8 @@ pub async fn run(
     let lease = registration.lease;
     check_times(&config, lease)?;
     guard.extend(Authority::renewed(registration.sent, lease.ttl, lease.guard_margin));
-    route_pools(&config, &registration, tun.index()).await;
+    let routed = route_pools(&config, &registration, tun.index()).await;
+    readiness.routed.store(routed, Ordering::Release);
 
     let waker = Waker::new()?;
     let (orders, commands) = mpsc::channel(COMMANDS_MAX);
@@ -178,7 +180,7 @@ pub async fn run(
         responder: Arc::clone(&responder),
         roster: arc_swap::ArcSwap::from_pointee(Roster { others: vec![], own: config.advertise.clone() }),
         lease_ttl: lease.ttl,
-        operator_drain: AtomicBool::new(false),
+        operator_drain: Arc::clone(&readiness.operator_drain),
         terminating: AtomicBool::new(false),
         drain_changed: Notify::new(),
         renew_now: Notify::new(),
@@ -201,7 +203,7 @@ pub async fn run(
     let mut ended = start_data_plane(engine)?;
     let ending = Ending::new(guard.clone(), orders.clone());
     dataplane_runs.store(true, Ordering::Release);
-    ready.store(true, Ordering::Release);
+    readiness.serving.store(true, Ordering::Release);
     tracing::info!(
         incarnation = registration.incarnation.0,
         number = registration.number.0,
@@ -228,7 +230,7 @@ pub async fn run(
         tokio::pin!(renewing);
         let leaving = async {
             (&mut stop).await;
-            ready.store(false, Ordering::Release);
+            readiness.serving.store(false, Ordering::Release);
             context.set_terminating();
             // Control should know first: the clients' moves are free of charge then, and nobody else is sent here.
             let _ = tokio::time::timeout(ENDING_PATIENCE, context.ending_told.cancelled()).await;
@@ -245,7 +247,7 @@ pub async fn run(
     };
     // Nothing is forwarded from here on, whatever the other parts still do.
     drop(ending);
-    ready.store(false, Ordering::Release);
+    readiness.serving.store(false, Ordering::Release);
     if !matches!(outcome, Err(WorkerError::DataPlane(_))) {
         let _ = tokio::time::timeout(Duration::from_secs(1), ended).await;
     }
@@ -273,15 +275,12 @@ async fn serve_metrics(
     config: &Config,
     guard: &Guard,
     shared: &Arc<Shared>,
-    ready: &Arc<AtomicBool>,
+    readiness: &Arc<Readiness>,
 ) -> Result<jump_telemetry::metrics::MetricsServer, WorkerError> {
-    let (ready, readiness) = (Arc::clone(ready), guard.clone());
-    let serving = ServeConfig::new(config.metrics_listen).metrics(metrics::ALL).ready(move || {
-        if !readiness.holds(boottime_nanos()) {
-            return Err("no lease is held".to_owned());
-        }
-        if ready.load(Ordering::Acquire) { Ok(()) } else { Err("draining or not yet serving".to_owned()) }
-    });
+    let (readiness, lease) = (Arc::clone(readiness), guard.clone());
+    let serving = ServeConfig::new(config.metrics_listen)
+        .metrics(metrics::ALL)
+        .ready(move || readiness.check(lease.holds(boottime_nanos())).map_err(str::to_owned));
     let server = serve(serving).await.map_err(|error| {
         let problem = match &error {
             ServeError::Listen { source, .. } => listen_advice(source),
@@ -306,15 +305,16 @@ fn check_times(config: &Config, lease: LeaseTimes) -> Result<(), WorkerError> {
     Ok(())
 }
 
-async fn route_pools(config: &Config, registration: &Registration, interface: u32) {
-    if !config.tun.routes {
-        return;
-    }
-    for pool in &registration.pools {
+/// Says whether every pool leads to the TUN device, or nobody wants that here.
+async fn route_pools(config: &Config, registration: &Registration, interface: u32) -> bool {
+    let mut routed = true;
+    for pool in registration.pools.iter().filter(|_| config.tun.routes) {
         if let Err(error) = add_route(*pool, interface, None).await {
             tracing::error!(%pool, interface = config.tun.name, %error, "cannot route an inner pool to the TUN device");
+            routed = false;
         }
     }
+    routed
 }
 
 fn start_handshake_threads(
