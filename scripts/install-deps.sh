@@ -6,6 +6,7 @@
 #   build     protoc with its well-known types, a C compiler for the cryptography library
 #   demo      network namespaces
 #   iperf     the traffic generator and the offload switches of the forwarding benchmark
+#   peers     what the comparison with other tunnels needs besides them: OpenVPN, wg, ping
 #   etcd      the etcd server of the three-node store
 #   embedded  nothing (the store is part of jump-control)
 #   test      packet capture, for checks that a paused gateway forwards nothing; the syslog server of the audit tests
@@ -52,6 +53,12 @@ for group in "$@"; do
             need iperf3 command -v iperf3
             need ethtool command -v ethtool
             ;;
+        peers)
+            need openvpn command -v openvpn
+            need wireguard-tools command -v wg
+            need iputils-ping command -v ping
+            need openssl command -v openssl
+            ;;
         etcd)
             need etcd-server command -v etcd
             ;;
@@ -68,7 +75,7 @@ for group in "$@"; do
             need prometheus command -v promtool
             ;;
         *)
-            echo "install-deps: unknown group '$group'; the groups are build, demo, iperf, etcd, embedded, test, helm and observability" >&2
+            echo "install-deps: unknown group '$group'; the groups are build, demo, iperf, peers, callgrind, etcd, embedded, test, helm and observability" >&2
             exit 2
             ;;
     esac

@@ -1,5 +1,6 @@
 //! Whole-system tests of Jumping VPN: the lab that the end-to-end tests, the demo and the benchmarks run in.
 
+pub mod dataplane;
 pub mod demo;
 pub mod failover;
 pub mod lab;

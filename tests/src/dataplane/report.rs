@@ -1,0 +1,181 @@
+//! Samples on disk, and the tables made of them.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::fs::{self, File};
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result};
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+
+/// One measured value.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Sample {
+    /// The tunnel.
+    pub tunnel: String,
+    /// Whether the underlay's links had segmentation and aggregation.
+    pub offloads: bool,
+    /// What was measured, for example `tcp_up`.
+    pub measure: String,
+    /// In the measure's unit.
+    pub value: f64,
+}
+
+/// A line of the tables.
+struct Row {
+    measure: &'static str,
+    title: &'static str,
+    /// Multiplies the stored value for people.
+    scale: f64,
+    digits: usize,
+}
+
+const fn row(measure: &'static str, title: &'static str, scale: f64, digits: usize) -> Row {
+    Row { measure, title, scale, digits }
+}
+
+const ROWS: [Row; 10] = [
+    row("tcp_up", "TCP up, Gbit/s", 1e-9, 2),
+    row("tcp_down", "TCP down, Gbit/s", 1e-9, 2),
+    row("cpu_up", "gateway CPU up, s/GB", 1.0, 2),
+    row("cpu_down", "gateway CPU down, s/GB", 1.0, 2),
+    row("udp_64_up", "UDP 64 B up, kpps", 1e-3, 1),
+    row("udp_64_down", "UDP 64 B down, kpps", 1e-3, 1),
+    row("udp_1200_up", "UDP 1,200 B up, kpps", 1e-3, 1),
+    row("udp_1200_down", "UDP 1,200 B down, kpps", 1e-3, 1),
+    row("ping_p50", "ping p50, µs", 1.0, 0),
+    row("ping_p99", "ping p99, µs", 1.0, 0),
+];
+
+/// The samples of a run and what is known of the tunnels, in a directory.
+#[derive(Debug)]
+pub struct Results {
+    dir: PathBuf,
+    samples: Vec<Sample>,
+    versions: BTreeMap<String, String>,
+}
+
+impl Results {
+    /// Goes on with what `dir` has, so that a run can be made in pieces.
+    ///
+    /// # Errors
+    /// When the directory cannot be made or its files not be read.
+    pub fn open(dir: &Path) -> Result<Self> {
+        fs::create_dir_all(dir).with_context(|| format!("making {}", dir.display()))?;
+        let read = |name: &str| fs::read_to_string(dir.join(name)).unwrap_or_default();
+        let samples =
+            read("samples.jsonl").lines().map(serde_json::from_str).collect::<Result<_, _>>()?;
+        let versions = serde_json::from_str(&read("versions.json")).unwrap_or_default();
+        Ok(Self { dir: dir.to_owned(), samples, versions })
+    }
+
+    /// Notes which tunnel was measured.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn note_version(&mut self, tunnel: &str, version: &str) -> Result<()> {
+        self.versions.insert(tunnel.to_owned(), version.to_owned());
+        let text = serde_json::to_string_pretty(&self.versions)?;
+        fs::write(self.dir.join("versions.json"), text).context("writing versions.json")
+    }
+
+    /// Keeps a sample, on disk at once.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn add(&mut self, tunnel: &str, offloads: bool, measure: &str, value: f64) -> Result<()> {
+        let sample =
+            Sample { tunnel: tunnel.to_owned(), offloads, measure: measure.to_owned(), value };
+        let path = self.dir.join("samples.jsonl");
+        let mut file = File::options().create(true).append(true).open(path)?;
+        writeln!(file, "{}", serde_json::to_string(&sample)?)?;
+        self.samples.push(sample);
+        Ok(())
+    }
+
+    fn values(&self, tunnel: &str, offloads: bool, measure: &str) -> Vec<f64> {
+        let wanted =
+            |s: &&Sample| s.tunnel == tunnel && s.offloads == offloads && s.measure == measure;
+        let mut values: Vec<f64> = self.samples.iter().filter(wanted).map(|s| s.value).collect();
+        values.sort_by(f64::total_cmp);
+        values
+    }
+
+    /// The median of a measure, if there is a sample.
+    pub fn median(&self, tunnel: &str, offloads: bool, measure: &str) -> Option<f64> {
+        let values = self.values(tunnel, offloads, measure);
+        let upper = values.get(values.len() / 2)?;
+        Some(if values.len() % 2 == 0 { f64::midpoint(values[values.len() / 2 - 1], *upper) } else { *upper })
+    }
+
+    /// Writes `results.json` and `results.md`; returns the latter's text. `tunnels` orders the columns; the first is
+    /// the one that the others are compared with.
+    ///
+    /// # Errors
+    /// When they cannot be written.
+    pub fn write(&self, tunnels: &[&str]) -> Result<String> {
+        let measured: Vec<&str> =
+            tunnels.iter().copied().filter(|t| self.samples.iter().any(|s| s.tunnel == *t)).collect();
+        let machine = machine();
+        let mut text = format!("{machine}\n");
+        let mut medians = Vec::new();
+        for (offloads, title) in [(true, "Underlay offloads on"), (false, "Underlay offloads off")] {
+            if !self.samples.iter().any(|s| s.offloads == offloads) {
+                continue;
+            }
+            let table = self.table(&measured, offloads, &mut medians);
+            write!(text, "\n### {title}\n\n{table}")?;
+        }
+        writeln!(text, "\nVersions: {}", self.versions_line())?;
+        fs::write(self.dir.join("results.md"), &text).context("writing results.md")?;
+        let all = json!({ "machine": machine, "versions": self.versions, "medians": medians, "samples": self.samples });
+        fs::write(self.dir.join("results.json"), serde_json::to_string_pretty(&all)?)
+            .context("writing results.json")?;
+        Ok(text)
+    }
+
+    fn table(&self, tunnels: &[&str], offloads: bool, medians: &mut Vec<serde_json::Value>) -> String {
+        let mut table = format!("| | {} | runs |\n|---|{}---|\n", tunnels.join(" | "), "---|".repeat(tunnels.len()));
+        for Row { measure, title, scale, digits } in ROWS {
+            let own = tunnels.first().and_then(|t| self.median(t, offloads, measure));
+            let mut cells = Vec::new();
+            for tunnel in tunnels {
+                let median = self.median(tunnel, offloads, measure);
+                cells.push(median.map_or("–".to_owned(), |value| {
+                    let ratio = match own {
+                        Some(own) if *tunnel != tunnels[0] => format!(" ({:.2}×)", own / value),
+                        Some(_) | None => String::new(),
+                    };
+                    format!("{:.digits$}{ratio}", value * scale)
+                }));
+                if let Some(value) = median {
+                    let runs = self.values(tunnel, offloads, measure).len();
+                    medians.push(json!({ "tunnel": tunnel, "offloads": offloads, "measure": measure,
+                        "median": value, "runs": runs, "ratio_of_first": own.map(|own| own / value) }));
+                }
+            }
+            if cells.iter().any(|cell| cell != "–") {
+                let runs = tunnels.iter().map(|t| self.values(t, offloads, measure).len());
+                let runs = runs.filter(|n| *n > 0).min().unwrap_or(0);
+                table.push_str(&format!("| {title} | {} | {runs} |\n", cells.join(" | ")));
+            }
+        }
+        table
+    }
+
+    fn versions_line(&self) -> String {
+        let known = self.versions.iter().filter(|(_, version)| !version.is_empty());
+        known.map(|(tunnel, version)| format!("{tunnel}: {version}")).collect::<Vec<_>>().join("; ")
+    }
+}
+
+/// The machine in a line.
+fn machine() -> String {
+    let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
+    let cpus = read("/proc/cpuinfo");
+    let model = cpus.lines().find_map(|l| l.strip_prefix("model name")?.split_once(':').map(|m| m.1.trim()));
+    let count = cpus.lines().filter(|line| line.starts_with("processor")).count();
+    format!("{count} × {}, Linux {}.", model.unwrap_or("unknown CPU"), read("/proc/sys/kernel/osrelease").trim())
+}
