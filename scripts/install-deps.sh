@@ -7,6 +7,7 @@
 #   demo      network namespaces
 #   iperf     the traffic generator and the offload switches of the forwarding benchmark
 #   peers     what the comparison with other tunnels needs besides them: OpenVPN, wg, ping
+#   callgrind valgrind, for instruction counts
 #   etcd      the etcd server of the three-node store
 #   embedded  nothing (the store is part of jump-control)
 #   test      packet capture, for checks that a paused gateway forwards nothing; the syslog server of the audit tests
@@ -58,6 +59,9 @@ for group in "$@"; do
             need wireguard-tools command -v wg
             need iputils-ping command -v ping
             need openssl command -v openssl
+            ;;
+        callgrind)
+            need valgrind command -v valgrind
             ;;
         etcd)
             need etcd-server command -v etcd

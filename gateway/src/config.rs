@@ -213,7 +213,7 @@ fn limits(settings: &mut Settings) -> Limits {
     };
     settings.check(
         limits.sessions_max + limits.handshakes_max + limits.claims_max <= ENTRIES_MAX,
-        "limits.sessions_max, limits.handshakes_max and limits.claims_max together must not exceed 65535",
+        "limits.sessions_max, limits.handshakes_max and limits.claims_max together must not exceed 131071",
     );
     limits
 }

@@ -5,7 +5,7 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use jump_session::client::{PathError, PathId};
-use jump_transport::udp::{SendBatch, UdpOptions, UdpSocket};
+use jump_transport::udp::{Route, SendBatch, UdpOptions, UdpSocket};
 
 use super::routes::MARK;
 
@@ -72,14 +72,15 @@ impl Outgoing {
         Self { batch: SendBatch::new(), path: None }
     }
 
-    /// Queues a datagram. Returns how many were dropped by a flush that this caused.
-    pub(super) fn push(&mut self, paths: &Paths, id: PathId, datagram: &[u8]) -> Sent {
+    /// Queues a datagram with these ECN bits. Returns how many were dropped by a flush that this caused.
+    pub(super) fn push(&mut self, paths: &Paths, id: PathId, ecn: u8, datagram: &[u8]) -> Sent {
         let mut sent = Sent::default();
         if self.path != Some(id) {
             sent = self.flush(paths);
         }
         let Some(path) = paths.get(id) else { return sent };
-        self.batch.slot(&path.socket, path.gateway, datagram.len()).copy_from_slice(datagram);
+        let route = Route { ecn, ..Route::from(path.gateway) };
+        self.batch.slot_from(&path.socket, route, datagram.len()).copy_from_slice(datagram);
         self.path = Some(id);
         sent
     }

@@ -68,6 +68,9 @@ pub struct Traffic {
     pub received_bytes: u64,
     /// Datagrams that the socket did not take.
     pub send_dropped: u64,
+    /// Inner packets dropped because the way here marked their datagram as congested and they are not ECN-capable.
+    #[serde(default)]
+    pub congestion_dropped: u64,
 }
 
 /// The machine's drop counters.

@@ -7,14 +7,14 @@ use std::os::fd::AsFd as _;
 use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use jump_crypto::record::OVERHEAD;
+use jump_crypto::record::{HEADER_LEN, OVERHEAD};
 use jump_session::client::{Client, Event, NetworkChange, Now, PathError, PathId, Stored};
 use jump_session::frame::Accepted;
 use jump_session::reason::Reason;
 use jump_transport::clock::boottime_nanos;
 use jump_transport::network::{NetworkChanges, network_changes};
 use jump_transport::poll::{self, Waker};
-use jump_transport::tun::{Tun, TunReceiveBuffers, TunSendBatch};
+use jump_transport::tun::{Tun, TunReceiveBuffers, TunSendBatch, apply_outer_ecn, ecn_of};
 use jump_transport::udp::ReceiveBuffers;
 use serde_json::json;
 use tokio::runtime::Runtime;
@@ -186,6 +186,9 @@ impl Tunnel {
             let now = now();
             let received = path.socket.receive(&mut self.incoming, &mut |datagram| {
                 if let Some(packet) = client.handle_datagram(now, id, datagram.bytes) {
+                    if !apply_outer_ecn(packet, datagram.ecn) {
+                        return traffic.congestion_dropped += 1;
+                    }
                     traffic.received_packets += 1;
                     traffic.received_bytes += packet.len() as u64;
                     out.push(tun, packet);
@@ -216,9 +219,9 @@ impl Tunnel {
         while client.packet_room() > 0
             && let Some(mut frame) = self.held.pop_front()
         {
-            let len = frame.len() - OVERHEAD;
+            let (len, ecn) = (frame.len() - OVERHEAD, ecn_of(&frame[HEADER_LEN..]));
             if let Ok(sealed) = client.seal(now, &mut frame, len) {
-                add(self.outgoing.push(&self.paths, sealed.path, &frame[..sealed.len]));
+                add(self.outgoing.push(&self.paths, sealed.path, ecn, &frame[..sealed.len]));
                 self.traffic.sent_packets += 1;
                 self.traffic.sent_bytes += len as u64;
             }
@@ -235,8 +238,9 @@ impl Tunnel {
                     }
                     return;
                 }
+                let ecn = ecn_of(&frame[HEADER_LEN..]);
                 if let Ok(sealed) = client.seal(now, frame, len) {
-                    add(outgoing.push(paths, sealed.path, &frame[..sealed.len]));
+                    add(outgoing.push(paths, sealed.path, ecn, &frame[..sealed.len]));
                     traffic.sent_packets += 1;
                     traffic.sent_bytes += len as u64;
                 }

@@ -78,7 +78,7 @@ pub struct Flags {
     /// Confirmed handshakes that may wait for control [default: 1024]
     #[arg(long, env = "JUMP_GATEWAY_LIMITS_CLAIMS_MAX", value_name = "VALUE")]
     pub limits_claims_max: Option<String>,
-    /// Sessions carried here [default: 50000]
+    /// Sessions carried here [default: 100000]
     #[arg(long, env = "JUMP_GATEWAY_LIMITS_SESSIONS_MAX", value_name = "VALUE")]
     pub limits_sessions_max: Option<String>,
     /// First messages per second and source prefix [default: 500]

@@ -7,8 +7,9 @@ use jump_session::gateway::{GatewaySession, Nanos, Ownership};
 use jump_session::ownership::Tenure;
 use jump_session::reason::Reason;
 
+use super::fair::Share;
 use super::route::Target;
-use super::session::{Entry, Handshake, Outcome, Retired, Retirement, Session, Stage};
+use super::session::{Entry, Handshake, Outcome, Retired, Retirement, Session, Stage, Traffic};
 use super::slab::Rest;
 use super::timers::Armed;
 use super::{
@@ -100,6 +101,9 @@ impl DataPlane {
             allowed: (!activation.allowed.is_empty()).then(|| activation.allowed.into()),
             outcome: None,
             armed: Armed::NEVER,
+            share: Share::default(),
+            traffic: Traffic::default(),
+            swept: u64::MAX,
         });
         seal_to_client(&mut session.sealing, Content::Control, path, &frame, wire, &mut self.counters);
         session.outcome = Some(Box::new(Outcome { frame, until: tick.now.saturating_add(OUTCOME_WAIT) }));

@@ -62,6 +62,12 @@ counted! {
         InnerSource => "inner_source",
         /// The device may not reach the destination.
         InnerDestination => "inner_destination",
+        /// The session had its share of a pass that could not take everything.
+        SessionShare => "session_share",
+        /// The session is above its policy's rate.
+        SessionRate => "session_rate",
+        /// The outer header says congestion, and the inner packet's sender would not understand that (RFC 6040).
+        Congestion => "congestion",
         /// No session has the inner destination.
         NoRoute => "no_route",
         /// The packet was relayed here, and this node does not own the session.

@@ -63,6 +63,8 @@ impl DataPlane {
         if seal_to_client(&mut session.sealing, Content::Packet, path, packet, wire, &mut self.counters) {
             self.counters.add(Count::PacketsDown);
             self.counters.add_many(Count::BytesDown, packet.len() as u64);
+            session.traffic.packets_down += 1;
+            session.traffic.bytes_down += packet.len() as u64;
         }
     }
 

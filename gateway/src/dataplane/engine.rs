@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
 use jump_session::gateway::Nanos;
-use jump_transport::batch::{HEADROOM, TAILROOM};
+use jump_transport::batch::{Datagram, HEADROOM, TAILROOM};
 use jump_transport::clock::boottime_nanos;
 use jump_transport::poll::{Waker, wait};
 use jump_transport::tun::{Tun, TunReceiveBuffers, TunSendBatch};
@@ -126,6 +126,7 @@ impl Engine {
         let mut buffers = (ReceiveBuffers::new(), ReceiveBuffers::new(), TunReceiveBuffers::new());
         let mut ready = [true; 3];
         let mut held = false;
+        let mut backlogged = false;
         loop {
             let mut busy = false;
             let mut acknowledgements: Vec<oneshot::Sender<()>> = Vec::new();
@@ -157,11 +158,18 @@ impl Engine {
             }
             held = holds;
 
+            plane.begin_pass(backlogged);
+            backlogged = false;
             if ready[0] {
-                busy |= clients_in(&mut plane, &sockets, &mut buffers.0, &guard, &mut output)?;
+                let (socket, buffers) = (&sockets.clients, &mut buffers.0);
+                let had = datagrams_in(&mut plane, socket, buffers, &guard, &mut output, client_datagram)?;
+                busy |= had != Had::Nothing;
+                backlogged = had == Had::More;
             }
             if ready[1] {
-                busy |= mesh_in(&mut plane, &sockets, &mut buffers.1, &guard, &mut output)?;
+                let (socket, buffers) = (&sockets.mesh, &mut buffers.1);
+                let had = datagrams_in(&mut plane, socket, buffers, &guard, &mut output, mesh_datagram)?;
+                busy |= had != Had::Nothing;
             }
             if ready[2] {
                 busy |= inner_in(&mut plane, &sockets, &mut buffers.2, &guard, &mut output)?;
@@ -208,54 +216,48 @@ fn publish(plane: &DataPlane, shared: &Shared) {
     shared.counters.publish(plane.counters());
 }
 
-fn clients_in(
-    plane: &mut DataPlane,
-    sockets: &Sockets,
-    buffers: &mut ReceiveBuffers,
-    guard: &Guard,
-    output: &mut Output<'_>,
-) -> io::Result<bool> {
-    for batch in 0..BATCHES_MAX {
-        let tick = tick();
-        let holds = guard.holds(tick.now);
-        let received = sockets.clients.receive(buffers, &mut |datagram| {
-            if holds {
-                plane.handle_client(tick, datagram.source, datagram.bytes, output);
-            } else {
-                plane.counters_mut().drop(DropReason::Guard);
-            }
-        });
-        output.flush(plane);
-        if none_left(received)? {
-            return Ok(batch > 0);
-        }
-    }
-    Ok(true)
+/// What a socket had.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Had {
+    Nothing,
+    Datagrams,
+    /// Its turn ended before it was empty.
+    More,
 }
 
-fn mesh_in(
+/// Takes in what waits in a socket, a few batches at most; each batch leaves before the next is looked at.
+fn datagrams_in(
     plane: &mut DataPlane,
-    sockets: &Sockets,
+    socket: &UdpSocket,
     buffers: &mut ReceiveBuffers,
     guard: &Guard,
     output: &mut Output<'_>,
-) -> io::Result<bool> {
+    handle: fn(&mut DataPlane, Tick, Datagram<'_>, &mut Output<'_>),
+) -> io::Result<Had> {
     for batch in 0..BATCHES_MAX {
         let tick = tick();
         let holds = guard.holds(tick.now);
-        let received = sockets.mesh.receive(buffers, &mut |datagram| {
+        let received = socket.receive(buffers, &mut |datagram| {
             if holds {
-                plane.handle_mesh(tick, datagram.bytes, output);
+                handle(plane, tick, datagram, output);
             } else {
                 plane.counters_mut().drop(DropReason::Guard);
             }
         });
         output.flush(plane);
         if none_left(received)? {
-            return Ok(batch > 0);
+            return Ok(if batch > 0 { Had::Datagrams } else { Had::Nothing });
         }
     }
-    Ok(true)
+    Ok(Had::More)
+}
+
+fn client_datagram(plane: &mut DataPlane, tick: Tick, datagram: Datagram<'_>, output: &mut Output<'_>) {
+    plane.handle_client(tick, datagram.source, datagram.bytes, output);
+}
+
+fn mesh_datagram(plane: &mut DataPlane, tick: Tick, datagram: Datagram<'_>, output: &mut Output<'_>) {
+    plane.handle_mesh(tick, datagram.bytes, output);
 }
 
 fn inner_in(

@@ -10,6 +10,8 @@ mod command;
 mod counters;
 mod downlink;
 pub mod engine;
+mod fair;
+mod idle;
 mod inner;
 mod limiter;
 mod links;
@@ -92,7 +94,7 @@ impl Default for Limits {
         Self {
             handshakes_max: 4096,
             claims_max: 1024,
-            sessions_max: 50_000,
+            sessions_max: 100_000,
             source_rate: Rate { per_second: 500, burst: 1000 },
             cookie_above_per_second: 1000,
             hint_rate: Rate { per_second: 10_000, burst: 2_000 },
@@ -154,6 +156,8 @@ pub struct DataPlane {
     snapshot_due: Option<Nanos>,
     sources: SourceLimiter,
     hints: Bucket,
+    fairness: fair::Fairness,
+    sweep: idle::Sweep,
     load: admission::Load,
     inits: InitQueues,
     next_queue: usize,
@@ -189,6 +193,8 @@ impl DataPlane {
             given_up_order: VecDeque::new(),
             snapshot_due: None,
             hints: Bucket::default(),
+            fairness: fair::Fairness::new(),
+            sweep: idle::Sweep::default(),
             load: admission::Load::default(),
             inits: setup.inits,
             next_queue: 0,
@@ -233,6 +239,12 @@ impl DataPlane {
         ReceiverIndex::of_node(self.number, local)
     }
 
+    /// A pass over the sockets begins; `backlogged` says that the last one left datagrams of clients waiting. Then no
+    /// session gets much more than its share of this one.
+    pub fn begin_pass(&mut self, backlogged: bool) {
+        self.fairness.begin_pass(backlogged);
+    }
+
     /// Does what is due.
     pub fn handle_timers<W: Wire>(&mut self, tick: Tick, wire: &mut W) {
         let now = tick.now;
@@ -258,6 +270,7 @@ impl DataPlane {
         if self.snapshot_due.take_if(|due| *due <= now).is_some() {
             self.stop_unmentioned(tick, wire);
         }
+        self.sweep_idle(now);
         let expired = self.parking.expire(now);
         self.counters.drop_many(DropReason::ParkingExpired, expired);
         while let Some((_, session)) = take_due(&mut self.given_up_order, now) {

@@ -8,6 +8,7 @@ use jump_crypto::ids::{DeviceKey, SessionId};
 use jump_crypto::record::{OpeningKey, SealingKey};
 use jump_session::gateway::{GatewaySession, Nanos, Timing};
 
+use super::fair::Share;
 use super::timers::Armed;
 
 /// The entry of one local index.
@@ -92,6 +93,25 @@ pub(crate) struct Session {
     /// The encoded outcome of the attach or rekey, repeated for every `Confirm` for a while.
     pub(crate) outcome: Option<Box<Outcome>>,
     pub(crate) armed: Armed,
+    /// What it had of the current pass.
+    pub(super) share: Share,
+    /// What was forwarded for it here.
+    pub(crate) traffic: Traffic,
+    /// Packets forwarded when it was last looked at as possibly idle.
+    pub(super) swept: u64,
+}
+
+/// What was forwarded for one session by this gateway.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Traffic {
+    /// Inner packets from the client.
+    pub packets_up: u64,
+    /// Their bytes.
+    pub bytes_up: u64,
+    /// Inner packets to the client.
+    pub packets_down: u64,
+    /// Their bytes.
+    pub bytes_down: u64,
 }
 
 /// An encoded frame that answers `Confirm` until its time is over.

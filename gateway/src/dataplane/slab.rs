@@ -7,7 +7,7 @@ use jump_crypto::ids::ReceiverIndex;
 use jump_session::gateway::Nanos;
 
 /// Bits of the local part that number the slot; the rest is its generation.
-const SLOT_BITS: u32 = 16;
+const SLOT_BITS: u32 = 17;
 const SLOT_MASK: u32 = (1 << SLOT_BITS) - 1;
 const GENERATIONS: u32 = 1 << (ReceiverIndex::LOCAL_BITS - SLOT_BITS);
 
@@ -111,6 +111,16 @@ impl<T> Slab<T> {
             .filter(|cell| u32::from(cell.generation) == local >> SLOT_BITS)?
             .value
             .as_mut()
+    }
+
+    /// Slots, used or not, for going through all entries a few at a time with [`Self::at_slot`].
+    pub(super) fn slots(&self) -> usize {
+        self.cells.len()
+    }
+
+    /// The entry in a slot.
+    pub(super) fn at_slot(&mut self, slot: usize) -> Option<&mut T> {
+        self.cells.get_mut(slot)?.value.as_mut()
     }
 
     /// Takes the entry out and lets its slot rest under the next generation.

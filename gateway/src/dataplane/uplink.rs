@@ -75,11 +75,15 @@ impl DataPlane {
         let local = header.receiver.local();
         match self.entries.get_mut(local) {
             Some(Entry::Session(session)) => {
+                if !self.fairness.allows(&session.share) {
+                    return self.counters.drop(DropReason::SessionShare);
+                }
                 let len = record.len();
                 let opened = match session.opening.open(record) {
                     Ok(opened) => opened,
                     Err(error) => return self.counters.drop(refusal(error)),
                 };
+                self.fairness.charge(&mut session.share);
                 session.machine.on_record(
                     tick.now,
                     Received { source, newest: opened.newest, len },
@@ -368,7 +372,7 @@ fn renewed(session: &Session) -> AttachResult {
 /// Hands a client's inner packet to the inner network, if it may go there.
 #[inline]
 pub(super) fn deliver<W: Wire>(
-    session: &Session,
+    session: &mut Session,
     packet: &[u8],
     wire: &mut W,
     counters: &mut super::Counters,
@@ -388,4 +392,6 @@ pub(super) fn deliver<W: Wire>(
     wire.to_inner(packet);
     counters.add(Count::PacketsUp);
     counters.add_many(Count::BytesUp, packet.len() as u64);
+    session.traffic.packets_up += 1;
+    session.traffic.bytes_up += packet.len() as u64;
 }

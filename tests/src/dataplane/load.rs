@@ -201,7 +201,8 @@ impl Ends {
         let mut sent = 0;
         while start.elapsed() < TRIAL {
             let due = (start.elapsed().as_secs_f64() * rate) as u64;
-            for _ in sent..due.min(sent + BURST_MAX) {
+            let burst_end = due.min(sent + BURST_MAX);
+            while sent < burst_end {
                 // A full queue on the way is loss: the sink will miss it.
                 let _ = self.sender.send(&payload);
                 sent += 1;

@@ -62,7 +62,8 @@ fn jump(setup: &Setup<'_>, _: u8) -> Result<Option<Tunnel>> {
     let settings = format!("[tun]\nmtu = {MTU}\n");
     let command = programs::gateway(host, "gw", &identity, controls, &settings, dir)?;
     let gateway = Process::spawn("gw", command, dir)?;
-    gateway.wait_for("that it is ready", Mark::default(), READY_MAX, |l| l.contains("registered; serving"))?;
+    gateway
+        .wait_for("that it is ready", Mark::default(), READY_MAX, |l| l.contains("registered; serving"))?;
 
     let operator = Operator::new(controls, pki.issue("operator", "bench", &[])?);
     let answer = operator.json(host, &["devices", "enroll-token", "--no-qr", "bench"])?;
@@ -100,20 +101,41 @@ fn wireguard(setup: &Setup<'_>, n: u8, program: &'static str, arguments: &[&str]
     let [(_, gateway, g_link, g_key, g_public), (_, client, c_link, c_key, c_public)] = &ends[..] else {
         bail!("two ends");
     };
-    let configure = |host: &Host, arguments: &[&str]| {
-        text(host.namespace.command(&wg).args(arguments), "").map(drop)
-    };
+    let configure =
+        |host: &Host, arguments: &[&str]| text(host.namespace.command(&wg).args(arguments), "").map(drop);
     let (g_key, c_key) = (g_key.to_string_lossy(), c_key.to_string_lossy());
     let inner = |last: u8| format!("10.93.{n}.{last}/32");
     let listen = port.to_string();
     configure(
         gateway,
-        &["set", g_link, "listen-port", &listen, "private-key", &g_key, "peer", c_public, "allowed-ips", &inner(2)],
+        &[
+            "set",
+            g_link,
+            "listen-port",
+            &listen,
+            "private-key",
+            &g_key,
+            "peer",
+            c_public,
+            "allowed-ips",
+            &inner(2),
+        ],
     )?;
     let endpoint = format!("{}:{port}", gateway.wan);
     configure(
         client,
-        &["set", c_link, "private-key", &c_key, "peer", g_public, "endpoint", &endpoint, "allowed-ips", "0.0.0.0/0"],
+        &[
+            "set",
+            c_link,
+            "private-key",
+            &c_key,
+            "peer",
+            g_public,
+            "endpoint",
+            &endpoint,
+            "allowed-ips",
+            "0.0.0.0/0",
+        ],
     )?;
     address(gateway, client, g_link, c_link, n)?;
     expose(setup, n)?;
@@ -142,8 +164,10 @@ fn openvpn(setup: &Setup<'_>, n: u8) -> Result<Option<Tunnel>> {
             ]),
             "",
         )?;
-        let fingerprint =
-            text(Command::new(&openssl).args(["x509", "-noout", "-fingerprint", "-sha256", "-in", &certificate]), "")?;
+        let fingerprint = text(
+            Command::new(&openssl).args(["x509", "-noout", "-fingerprint", "-sha256", "-in", &certificate]),
+            "",
+        )?;
         prints.push(fingerprint.split_once('=').context("openssl printed no fingerprint")?.1.to_owned());
     }
     let port = (51_900 + u16::from(n)).to_string();
@@ -151,7 +175,15 @@ fn openvpn(setup: &Setup<'_>, n: u8) -> Result<Option<Tunnel>> {
     for (end, host, peer) in [("g", &setup.line.gateway, &prints[1]), ("c", &setup.line.client, &prints[0])] {
         let mut command = host.namespace.command(&path);
         let (own, other) = if end == "g" { (1, 2) } else { (2, 1) };
-        command.args(["--dev", &format!("jbo{end}"), "--dev-type", "tun", "--disable-dco", "--proto", "udp4"]);
+        command.args([
+            "--dev",
+            &format!("jbo{end}"),
+            "--dev-type",
+            "tun",
+            "--disable-dco",
+            "--proto",
+            "udp4",
+        ]);
         command.args(["--ifconfig", &format!("10.93.{n}.{own}"), &format!("10.93.{n}.{other}")]);
         command.args(["--cert", &file(&format!("openvpn-{end}.pem"))]);
         command.args(["--key", &file(&format!("openvpn-{end}.key")), "--peer-fingerprint", peer]);
@@ -188,7 +220,9 @@ fn nebula(setup: &Setup<'_>, n: u8) -> Result<Option<Tunnel>> {
     for (end, host, last) in [("g", &setup.line.gateway, 1), ("c", &setup.line.client, 2)] {
         let (crt, key) = (file(&format!("nebula-{end}.crt")), file(&format!("nebula-{end}.key")));
         let mut sign = Command::new(&cert);
-        sign.args(["sign", "-ca-crt", &ca, "-ca-key", &ca_key, "-name", end, "-out-crt", &crt, "-out-key", &key]);
+        sign.args([
+            "sign", "-ca-crt", &ca, "-ca-key", &ca_key, "-name", end, "-out-crt", &crt, "-out-key", &key,
+        ]);
         sign.args(["-ip", &format!("10.93.{n}.{last}/24")]);
         if end == "g" {
             sign.args(["-subnets", &format!("{}/32", target(n))]);

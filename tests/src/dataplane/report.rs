@@ -65,8 +65,7 @@ impl Results {
     pub fn open(dir: &Path) -> Result<Self> {
         fs::create_dir_all(dir).with_context(|| format!("making {}", dir.display()))?;
         let read = |name: &str| fs::read_to_string(dir.join(name)).unwrap_or_default();
-        let samples =
-            read("samples.jsonl").lines().map(serde_json::from_str).collect::<Result<_, _>>()?;
+        let samples = read("samples.jsonl").lines().map(serde_json::from_str).collect::<Result<_, _>>()?;
         let versions = serde_json::from_str(&read("versions.json")).unwrap_or_default();
         Ok(Self { dir: dir.to_owned(), samples, versions })
     }
@@ -86,8 +85,7 @@ impl Results {
     /// # Errors
     /// When it cannot be written.
     pub fn add(&mut self, tunnel: &str, offloads: bool, measure: &str, value: f64) -> Result<()> {
-        let sample =
-            Sample { tunnel: tunnel.to_owned(), offloads, measure: measure.to_owned(), value };
+        let sample = Sample { tunnel: tunnel.to_owned(), offloads, measure: measure.to_owned(), value };
         let path = self.dir.join("samples.jsonl");
         let mut file = File::options().create(true).append(true).open(path)?;
         writeln!(file, "{}", serde_json::to_string(&sample)?)?;
@@ -96,8 +94,7 @@ impl Results {
     }
 
     fn values(&self, tunnel: &str, offloads: bool, measure: &str) -> Vec<f64> {
-        let wanted =
-            |s: &&Sample| s.tunnel == tunnel && s.offloads == offloads && s.measure == measure;
+        let wanted = |s: &&Sample| s.tunnel == tunnel && s.offloads == offloads && s.measure == measure;
         let mut values: Vec<f64> = self.samples.iter().filter(wanted).map(|s| s.value).collect();
         values.sort_by(f64::total_cmp);
         values
@@ -107,7 +104,11 @@ impl Results {
     pub fn median(&self, tunnel: &str, offloads: bool, measure: &str) -> Option<f64> {
         let values = self.values(tunnel, offloads, measure);
         let upper = values.get(values.len() / 2)?;
-        Some(if values.len() % 2 == 0 { f64::midpoint(values[values.len() / 2 - 1], *upper) } else { *upper })
+        Some(if values.len().is_multiple_of(2) {
+            f64::midpoint(values[values.len() / 2 - 1], *upper)
+        } else {
+            *upper
+        })
     }
 
     /// Writes `results.json` and `results.md`; returns the latter's text. `tunnels` orders the columns; the first is
@@ -137,7 +138,8 @@ impl Results {
     }
 
     fn table(&self, tunnels: &[&str], offloads: bool, medians: &mut Vec<serde_json::Value>) -> String {
-        let mut table = format!("| | {} | runs |\n|---|{}---|\n", tunnels.join(" | "), "---|".repeat(tunnels.len()));
+        let mut table =
+            format!("| | {} | runs |\n|---|{}---|\n", tunnels.join(" | "), "---|".repeat(tunnels.len()));
         for Row { measure, title, scale, digits } in ROWS {
             let own = tunnels.first().and_then(|t| self.median(t, offloads, measure));
             let mut cells = Vec::new();
@@ -177,5 +179,9 @@ fn machine() -> String {
     let cpus = read("/proc/cpuinfo");
     let model = cpus.lines().find_map(|l| l.strip_prefix("model name")?.split_once(':').map(|m| m.1.trim()));
     let count = cpus.lines().filter(|line| line.starts_with("processor")).count();
-    format!("{count} × {}, Linux {}.", model.unwrap_or("unknown CPU"), read("/proc/sys/kernel/osrelease").trim())
+    format!(
+        "{count} × {}, Linux {}.",
+        model.unwrap_or("unknown CPU"),
+        read("/proc/sys/kernel/osrelease").trim()
+    )
 }

@@ -2,6 +2,7 @@
 
 mod checksum;
 mod coalesce;
+mod ecn;
 mod flow;
 #[doc(hidden)]
 pub mod raw;
@@ -18,6 +19,7 @@ use crate::batch::{HEADROOM, TAILROOM};
 use crate::sys;
 
 pub use coalesce::{TunSendBatch, Written};
+pub use ecn::{apply_outer_ecn, ecn_of};
 pub use route::{add_address, add_route, delete_address, delete_route};
 
 /// How a TUN device is made.
