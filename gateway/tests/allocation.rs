@@ -1,6 +1,5 @@
 //! Forwarding allocates nothing: a counting allocator watches records of many sessions through the data plane and real
 //! send batches, both ways.
-#![expect(clippy::unwrap_used, reason = "a failed helper is a failed test")]
 
 mod fixture;
 
