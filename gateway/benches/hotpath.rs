@@ -76,7 +76,7 @@ fn run(up: bool, sessions: usize, len: usize, batches: usize) -> f64 {
                 let device = &mut devices[(turn + i) % sessions];
                 if up {
                     let mut record = vec![0; len + OVERHEAD];
-                    device.seal(&device.packet(SERVER, len), &mut record);
+                    device.seal(&udp_packet(device.inner, SERVER, len), &mut record);
                     record
                 } else {
                     udp_packet(SERVER, device.inner, len)

@@ -15,6 +15,7 @@ mod fixture;
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::os::fd::AsFd as _;
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -44,6 +45,12 @@ fn main() {
         text.split(',').map(|n| n.parse().expect("a number of sessions")).collect()
     };
     match arguments.first().map(String::as_str) {
+        // A network namespace of its own, which goes with the process.
+        Some("throughput") if !arguments.iter().any(|argument| argument == "--inside") => {
+            let me = std::env::current_exe().expect("a path of its own");
+            let status = Command::new("unshare").arg("-n").arg(me).args(&arguments).arg("--inside").status();
+            assert!(status.expect("unshare of util-linux").success(), "the measurement failed");
+        }
         Some("throughput") => {
             let seconds = Duration::from_secs(option("--seconds", "3").parse().expect("a number of seconds"));
             let burst = option("--burst", "32").parse().expect("a number of packets");
@@ -82,9 +89,7 @@ impl Wire for Output<'_> {
 }
 
 fn throughput(counts: &[usize], burst: usize, seconds: Duration) {
-    // The namespace goes with the process.
-    rustix::thread::unshare(rustix::thread::UnshareFlags::NEWNET).expect("root, to make a network namespace");
-    let up = std::process::Command::new("ip").args(["link", "set", "lo", "up"]).status();
+    let up = Command::new("ip").args(["link", "set", "lo", "up"]).status();
     assert!(up.expect("iproute2").success(), "the loopback does not come up");
     let tun = Tun::create(&TunOptions {
         name: "jbs0".to_owned(),

@@ -78,7 +78,7 @@ fn forwarding_for_many_sessions_allocates_nothing_in_either_direction() {
     let address = sink.local_address().unwrap();
     let Fixture { mut plane, mut devices, .. } = Fixture::new(SESSIONS, Suite::AesGcmSha256, |_| address);
     let mut wire = SocketWire { socket, clients: SendBatch::new(), mesh: SendBatch::new(), inner: 0 };
-    let up: Vec<_> = devices.iter().map(|device| device.packet(server, 700)).collect();
+    let up: Vec<_> = devices.iter().map(|device| udp_packet(device.inner, server, 700)).collect();
     let down: Vec<_> = devices.iter().map(|device| udp_packet(server, device.inner, 700)).collect();
     let (mut record, mut received) = (vec![0; 2048], ReceiveBuffers::new());
     let mut opened = 0;
