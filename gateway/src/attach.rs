@@ -69,7 +69,7 @@ impl Claims {
             attach_seq: intent.attach_seq.0,
             attempt_id: intent.attempt.to_string(),
             last_epoch: intent.last_epoch.0,
-            reason: Reason::from_number(intent.reason).unwrap_or(Reason::ClientRequest).code().to_owned(),
+            reason: asked(intent.reason).code().to_owned(),
             handshake_hash: confirmed.handshake_hash.to_vec(),
             client_address: confirmed.path.to_string(),
         };
@@ -101,6 +101,11 @@ impl Claims {
 /// The reason code that control put into an error, if any.
 fn reason_of(status: &Status) -> Option<Reason> {
     status.get_details_error_info().and_then(|info| Reason::from_code(&info.reason))
+}
+
+/// The reason that a client gave, as far as it is a client's to give.
+fn asked(number: u16) -> Reason {
+    Reason::from_number(number).map_or(Reason::ClientRequest, Reason::as_asked_by_client)
 }
 
 fn rejected(reason: Reason, retry_after: Duration) -> Verdict {
@@ -174,7 +179,7 @@ fn until(time: Option<&prost_types::Timestamp>) -> Duration {
 
 fn report(confirmed: &Confirmed, verdict: &Verdict, took: Duration) {
     let device = confirmed.device;
-    let asked = Reason::from_number(confirmed.intent.reason).map_or("", Reason::code);
+    let asked = asked(confirmed.intent.reason).code();
     let (outcome, reason) = match verdict {
         Verdict::Accepted(activation) => {
             tracing::info!(

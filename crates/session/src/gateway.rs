@@ -266,9 +266,10 @@ impl GatewaySession {
             }
             Frame::PathChallenge { token } => self.reply(source, Frame::PathResponse { token: *token }, out),
             Frame::PathResponse { token } => self.on_path_response(now, source, *token, out),
-            Frame::Close { reason } => {
-                self.reply(source, Frame::Terminated { reason: *reason }, out);
-                self.end(*reason, out);
+            // Whatever reason it gives: the record must not name one that is an operator's or control's to give.
+            Frame::Close { reason: _ } => {
+                self.reply(source, Frame::Terminated { reason: Reason::ClientClosed }, out);
+                self.end(Reason::ClientClosed, out);
             }
             Frame::Pong { .. } | Frame::Confirm => {}
             Frame::AttachResult(_)

@@ -148,6 +148,20 @@ reasons! {
     PathRecovered = 79, "PATH_RECOVERED";
 }
 
+impl Reason {
+    /// What a client may give as its reason for an attach: what only a client knows, and what its gateway told it.
+    /// Anything else counts as [`Self::ClientRequest`], because the reason goes into records and audit events, where a
+    /// client's word must not pass for control's own.
+    pub const fn as_asked_by_client(self) -> Self {
+        const DRAINED: u16 = Reason::Drained.number();
+        const KEY_LIMIT_REACHED: u16 = Reason::KeyLimitReached.number();
+        match self.number() {
+            1..=19 | DRAINED | KEY_LIMIT_REACHED => self,
+            _ => Self::ClientRequest,
+        }
+    }
+}
+
 impl core::fmt::Display for Reason {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
         f.write_str(self.code())
@@ -164,6 +178,17 @@ mod tests {
             assert_eq!(Reason::from_number(reason.number()), Some(*reason));
             assert_eq!(Reason::from_code(reason.code()), Some(*reason));
         }
+    }
+
+    #[test]
+    fn a_client_cannot_give_a_reason_that_is_controls_to_give() {
+        let kept: Vec<u16> = Reason::ALL
+            .iter()
+            .filter(|reason| reason.as_asked_by_client() == **reason)
+            .map(|reason| reason.number())
+            .collect();
+        assert_eq!(kept, (1..=13).chain([56, 58]).collect::<Vec<_>>());
+        assert_eq!(Reason::OperatorTerminated.as_asked_by_client(), Reason::ClientRequest);
     }
 
     #[test]

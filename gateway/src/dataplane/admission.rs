@@ -120,12 +120,23 @@ impl DataPlane {
                 Some(Entry::Reserved | Entry::Session(_) | Entry::Retired(_)) | None => continue,
             };
             match stage {
-                Stage::Answered => continue,
+                Stage::Answered | Stage::Rejected(_) => continue,
                 Stage::Claiming => self.claims -= 1,
-                Stage::Rejected(_) => {}
             }
             self.entries.remove(local, Rest::Short, now);
             self.parking.take(Place::Claim(local));
+        }
+        while let Some((_, local)) = take_due(&mut self.rejected, now) {
+            self.forget_rejected(local, now);
+        }
+    }
+
+    /// The outcome of this handshake is repeated no longer.
+    pub(super) fn forget_rejected(&mut self, local: u32, now: Nanos) {
+        if let Some(Entry::Handshake(handshake)) = self.entries.get(local)
+            && matches!(handshake.stage, Stage::Rejected(_))
+        {
+            self.entries.remove(local, Rest::Short, now);
         }
     }
 

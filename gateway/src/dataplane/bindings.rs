@@ -28,6 +28,12 @@ impl DataPlane {
         };
         if let Some(cause) = cause {
             self.handle_stop(tick, id, update.epoch, cause, authority, wire);
+        } else if self.claims > 0
+            && let Some(over) = over(update)
+        {
+            // The answer to a claim may be under way that this news has overtaken (docs/ownership.md, O3).
+            let ended = matches!(update.phase, BindingPhase::Terminated(_));
+            self.remember_given_up(id, over, ended, tick.now);
         }
         let target = match update.phase {
             BindingPhase::Owned(node) if node != NodeRef::OWN => Target::Node(node),
@@ -50,7 +56,7 @@ impl DataPlane {
                 continue;
             }
             self.routes.set(*address, id, update.epoch, target);
-            if target != Target::Nobody {
+            if target != Target::Nobody && authority {
                 self.release_parked(tick, *address, wire);
             }
         }
@@ -98,5 +104,14 @@ impl DataPlane {
             Some(Entry::Session(session)) => Some(session.machine.epoch()),
             Some(Entry::Reserved | Entry::Handshake(_) | Entry::Retired(_)) | None => None,
         }
+    }
+}
+
+/// The newest epoch that this run cannot own any more, by what `update` says.
+fn over(update: &BindingUpdate) -> Option<Epoch> {
+    match update.phase {
+        BindingPhase::Owned(NodeRef::OWN) | BindingPhase::Handover { from: NodeRef::OWN } => None,
+        BindingPhase::Owned(_) | BindingPhase::Handover { .. } => update.epoch.0.checked_sub(1).map(Epoch),
+        BindingPhase::Released(_) | BindingPhase::Terminated(_) => Some(update.epoch),
     }
 }

@@ -60,9 +60,15 @@ impl DataPlane {
         let sealing = &mut handshake.keys.sealing;
         seal_to_client(sealing, Content::Control, handshake.path, &frame, wire, &mut self.counters);
         handshake.stage = Stage::Rejected(frame);
-        self.claiming.push_back((tick.now.saturating_add(CLAIM_WAIT), local));
+        self.rejected.push_back((tick.now.saturating_add(CLAIM_WAIT), local));
         self.parking.take(Place::Claim(local));
         self.counters.add(Count::Rejected);
+        // The oldest give way: who is refused may be a stranger, and must not fill the table for the others.
+        if self.rejected.len() > self.limits.claims_max
+            && let Some((_, oldest)) = self.rejected.pop_front()
+        {
+            self.forget_rejected(oldest, tick.now);
+        }
     }
 
     fn accept<W: Wire>(&mut self, local: u32, activation: Activation, tick: Tick, wire: &mut W) {
@@ -224,7 +230,7 @@ impl DataPlane {
         self.retired.push_back((tick.now.saturating_add(RETIRED_WAIT), local));
     }
 
-    fn remember_given_up(&mut self, id: SessionId, epoch: Epoch, ended: bool, now: Nanos) {
+    pub(super) fn remember_given_up(&mut self, id: SessionId, epoch: Epoch, ended: bool, now: Nanos) {
         let until = now.saturating_add(GIVEN_UP_MEMORY);
         let given_up = self.given_up.entry(id).or_insert(GivenUp { epoch, ended, until });
         *given_up = GivenUp { epoch: given_up.epoch.max(epoch), ended: given_up.ended || ended, until };
@@ -309,7 +315,7 @@ impl DataPlane {
                 epoch: session.machine.epoch(),
                 what,
             };
-            let _ = self.events.try_send(Event::Note(note));
+            self.send_note(note);
         }
     }
 

@@ -145,9 +145,10 @@ pub struct DataPlane {
     /// Reserved and answered handshakes, oldest first.
     waiting: VecDeque<(Nanos, u32)>,
     answered: usize,
-    /// Claims and rejections, and retired keys, by the time of their end.
+    /// Claims, rejections (at most as many as claims), and retired keys, by the time of their end.
     claiming: VecDeque<(Nanos, u32)>,
     claims: usize,
+    rejected: VecDeque<(Nanos, u32)>,
     retired: VecDeque<(Nanos, u32)>,
     /// What of each session is over here.
     given_up: HashMap<SessionId, GivenUp>,
@@ -188,6 +189,7 @@ impl DataPlane {
             answered: 0,
             claiming: VecDeque::new(),
             claims: 0,
+            rejected: VecDeque::new(),
             retired: VecDeque::new(),
             given_up: HashMap::new(),
             given_up_order: VecDeque::new(),
@@ -289,7 +291,7 @@ impl DataPlane {
     /// When [`Self::handle_timers`] has something to do next.
     pub fn poll_timeout(&self) -> Option<Nanos> {
         let front = |queue: &VecDeque<(Nanos, u32)>| queue.front().map(|(due, _)| *due);
-        let queues = [&self.waiting, &self.claiming, &self.retired];
+        let queues = [&self.waiting, &self.claiming, &self.rejected, &self.retired];
         [self.timers.next(), self.snapshot_due].into_iter().chain(queues.map(front)).flatten().min()
     }
 
@@ -308,33 +310,31 @@ impl DataPlane {
         let mut effects = std::mem::take(&mut self.effects);
         for effect in effects.drain(..) {
             let Some(Entry::Session(session)) = self.entries.get_mut(local) else { break };
-            let note = |session: &Session, what| {
-                let note = Note {
-                    session: session.id,
-                    correlation: session.correlation,
-                    epoch: session.machine.epoch(),
-                    what,
-                };
-                // A full queue loses notes, never packets.
-                let _ = self.events.try_send(Event::Note(note));
-            };
             match effect {
                 Effect::Send { to, frame } => {
                     send_frame(&mut session.sealing, to, &frame, wire, &mut self.counters);
                 }
                 Effect::Moved { from, to, binding } => {
                     self.counters.add(Count::PathMoves);
-                    note(session, What::Moved(from, to, binding));
+                    self.note(local, What::Moved(from, to, binding));
                 }
-                Effect::Changed { from, to, reason } => note(session, What::Changed(from, to, reason)),
+                Effect::Changed { from, to, reason } => self.note(local, What::Changed(from, to, reason)),
                 Effect::MoveRefused { to, reason } => {
                     self.counters.add(Count::PathMovesRefused);
-                    note(session, What::MoveRefused(to, reason));
+                    self.note(local, What::MoveRefused(to, reason));
                 }
                 Effect::End { reason } => self.end_session(local, reason, tick.now),
             }
         }
         self.effects = effects;
+    }
+
+    /// A queue that fills up loses notes first: half of it is kept for what must be heard.
+    fn send_note(&self, note: Note) {
+        if self.events.capacity() * 2 > self.events.max_capacity() {
+            // Full meanwhile: one more note is lost.
+            let _ = self.events.try_send(Event::Note(note));
+        }
     }
 
     fn emit(&mut self, event: Event) {

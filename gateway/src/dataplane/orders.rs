@@ -60,7 +60,9 @@ impl DataPlane {
             Command::Link(link) => {
                 let node = link.node;
                 self.links.add(*link);
-                self.release_parked_for(tick, node, wire);
+                if authority {
+                    self.release_parked_for(tick, node, wire);
+                }
             }
             Command::Unlink(node) => self.links.remove(node),
             Command::Gates(gates) => self.gates = gates,

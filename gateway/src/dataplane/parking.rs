@@ -14,6 +14,8 @@ pub const PACKETS_MAX: usize = 64;
 const BYTES_MAX: usize = 128 * 1024;
 /// Most bytes that wait in all places together.
 pub const TOTAL_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// Most of these that packets of unanswered claims may take: whoever makes handshakes can send them.
+const CLAIMS_BYTES_MAX: usize = TOTAL_BYTES_MAX / 4;
 /// How long a packet waits at most, in nanoseconds.
 pub const WAIT_MAX: Nanos = 2_000_000_000;
 
@@ -53,12 +55,17 @@ pub(crate) struct ParkingLot {
     places: HashMap<Place, Packets>,
     order: VecDeque<(Nanos, Place)>,
     bytes: usize,
+    /// The part of `bytes` that waits for claims.
+    claims_bytes: usize,
 }
 
 impl ParkingLot {
     /// Lets a copy of `packet` wait at `place`.
     pub(crate) fn park(&mut self, place: Place, packet: &[u8], now: Nanos) -> Result<(), DropReason> {
-        if self.bytes + packet.len() > TOTAL_BYTES_MAX {
+        let is_claim = matches!(place, Place::Claim(_));
+        if self.bytes + packet.len() > TOTAL_BYTES_MAX
+            || (is_claim && self.claims_bytes + packet.len() > CLAIMS_BYTES_MAX)
+        {
             return Err(DropReason::ParkingFull);
         }
         let packets = self.places.entry(place).or_insert_with(|| {
@@ -72,6 +79,7 @@ impl ParkingLot {
         packets.bytes.extend_from_slice(packet);
         packets.ends.push(packets.bytes.len());
         self.bytes += packet.len();
+        self.claims_bytes += if is_claim { packet.len() } else { 0 };
         Ok(())
     }
 
@@ -82,6 +90,9 @@ impl ParkingLot {
         }
         let packets = self.places.remove(&place)?;
         self.bytes -= packets.bytes.len();
+        if let Place::Claim(_) = place {
+            self.claims_bytes -= packets.bytes.len();
+        }
         Some(packets)
     }
 
@@ -153,6 +164,18 @@ mod tests {
         }
         assert!(parked * packet.len() <= TOTAL_BYTES_MAX);
         assert!(lot.bytes() <= TOTAL_BYTES_MAX);
+    }
+
+    #[test]
+    fn packets_of_unanswered_claims_leave_room_for_those_of_sessions() {
+        let mut lot = ParkingLot::default();
+        let packet = vec![0; 60_000];
+        let parked = (0..1000).filter(|n| lot.park(Place::Claim(*n), &packet, 0).is_ok()).count();
+        assert!(parked > 0 && parked * packet.len() <= CLAIMS_BYTES_MAX);
+        assert_eq!(lot.park(place(1), &packet, 0), Ok(()));
+        (0..1000).for_each(|n| drop(lot.take(Place::Claim(n))));
+        assert_eq!((lot.claims_bytes, lot.bytes()), (0, packet.len()));
+        assert_eq!(lot.park(Place::Claim(1), &packet, 0), Ok(()));
     }
 
     #[test]

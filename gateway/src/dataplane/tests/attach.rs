@@ -306,3 +306,51 @@ fn one_source_cannot_use_up_the_handshakes_of_others() {
     node.client_sends(other.address, &init);
     assert_eq!(node.count(Count::AttachInits), 3);
 }
+
+/// Anybody who knows the cluster's public key can have claims refused: their outcomes are kept, bounded.
+#[test]
+fn refused_claims_do_not_fill_the_table() {
+    let mut cluster = Cluster::new();
+    let limits = Limits { claims_max: 8, ..Limits::default() };
+    let mut node = Node::with_limits(&mut cluster, 1, limits);
+    for _ in 0..50 {
+        let mut stranger = Client::new(&mut cluster, 1);
+        let confirmed = stranger.confirm(&mut node, None);
+        let rejected = AttachResult::Rejected {
+            reason: Reason::UnknownDevice,
+            current_epoch: Epoch(0),
+            current_attach_seq: AttachSeq(0),
+            retry_after: Duration::ZERO,
+        };
+        node.command(Command::Decide {
+            index: confirmed.index,
+            verdict: Box::new(Verdict::Rejected(rejected)),
+        });
+        assert!(node.plane.entries() <= 8, "{} entries", node.plane.entries());
+    }
+    node.advance(2 * CLAIM_WAIT);
+    assert_eq!(node.plane.entries(), 0);
+}
+
+/// A client that flaps between two addresses makes notes for the log; nobody's confirmation waits for them.
+#[test]
+fn a_flood_of_notes_leaves_room_for_confirmations() {
+    let mut cluster = Cluster::new();
+    let mut node = Node::new(&mut cluster, 1);
+    let mut flapping = Client::new(&mut cluster, 1);
+    flapping.attach(&mut node, session(1), 1, &[inner(1)]);
+    let home = flapping.address;
+    for n in 0..20_000u32 {
+        flapping.address = SocketAddr::from(([203, 0, 113, (n % 250) as u8], 2000));
+        flapping.send_packet(&mut node, &packet(inner(1), server(), b"x"));
+        node.plane.note(flapping.keys.as_ref().unwrap().peer_index.local(), What::Rekeyed);
+        node.wire.clients.clear();
+        node.wire.inner.clear();
+    }
+    flapping.address = home;
+    let mut other = Client::new(&mut cluster, 2);
+    let (keys, _) = other.handshake(&mut node, None, None);
+    other.keys = Some(keys);
+    other.send(&mut node, &Frame::Confirm);
+    assert_eq!(node.confirmed().len(), 1, "the confirmation found no room");
+}

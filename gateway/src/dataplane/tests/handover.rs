@@ -228,3 +228,58 @@ fn a_session_that_a_new_snapshot_does_not_mention_ends_and_a_mentioned_or_younge
     }
     assert_eq!(node.wire.inner.len(), 2);
 }
+
+/// An answer of control that the stream has overtaken must not revive what is over (docs/ownership.md, O3).
+#[test]
+fn an_acceptance_that_news_of_its_end_has_overtaken_activates_nothing() {
+    for phase in [
+        BindingPhase::Terminated(Reason::KeyRevoked),
+        BindingPhase::Released(Reason::NodeLost),
+        BindingPhase::Owned(NodeRef(9)),
+        BindingPhase::Handover { from: NodeRef(9) },
+    ] {
+        // What names another owner says that the epoch before is over.
+        let news = match phase {
+            BindingPhase::Terminated(_) | BindingPhase::Released(_) => 4,
+            BindingPhase::Owned(_) | BindingPhase::Handover { .. } => 5,
+        };
+        let mut cluster = Cluster::new();
+        let mut node = Node::new(&mut cluster, NEW);
+        let mut client = Client::new(&mut cluster, 1);
+        let confirmed = client.confirm(&mut node, Some(session(1)));
+        node.bind(session(1), news, &[inner(1)], phase);
+        node.accept(&confirmed, session(1), 4, &[inner(1)]);
+        assert_eq!(node.plane.sessions(), 0, "{phase:?} was followed by a session");
+        let frames = client.frames(&mut node);
+        assert!(
+            matches!(&frames[..], [Frame::AttachResult(result)] if matches!(**result, AttachResult::Rejected { .. })),
+            "{phase:?}: {frames:?}"
+        );
+    }
+}
+
+#[test]
+fn news_of_an_end_is_remembered_only_while_an_answer_is_outstanding() {
+    let mut cluster = Cluster::new();
+    let mut node = Node::new(&mut cluster, NEW);
+    for n in 0..100 {
+        node.bind(session(n), 4, &[inner(n)], BindingPhase::Terminated(Reason::ClientClosed));
+    }
+    assert_eq!(node.plane.given_up.len(), 0);
+}
+
+#[test]
+fn without_authority_news_of_an_owner_sends_nothing_that_waits() {
+    let mut cluster = Cluster::new();
+    let (mut node, mut other) = (Node::new(&mut cluster, OLD), Node::new(&mut cluster, NEW));
+    node.bind(session(1), 1, &[inner(1)], BindingPhase::Released(Reason::NodeLost));
+    node.inner_sends(&packet(server(), inner(1), b"waits"));
+    assert_eq!(node.count(Count::Parked), 1);
+    link(&mut node, &mut other);
+    let owner = BindingPhase::Owned(NodeRef(u32::from(NEW)));
+    let update = BindingUpdate { session: session(1), epoch: Epoch(2), inner: vec![inner(1)], phase: owner };
+    node.plane.handle_command(node.tick(), Command::Bindings(vec![update]), false, &mut node.wire);
+    assert!(node.wire.mesh.is_empty(), "a gateway without authority relayed a packet");
+    node.bind(session(1), 2, &[inner(1)], owner);
+    assert_eq!(node.wire.mesh.len(), 1);
+}
