@@ -19,6 +19,9 @@ use crate::{ArbiterError, clock};
 /// How often a lost compare-and-swap is repeated.
 const CONFLICTS_MAX: usize = 32;
 
+/// How many runs are remembered before those that ended are forgotten: twice what can be registered at once.
+pub(crate) const RUNS_REMEMBERED_MAX: usize = 2 * NodeNumber::MAX.0 as usize;
+
 /// What a gateway says about itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Registration {
@@ -129,6 +132,13 @@ impl Registry {
             if let Some(stored) = &snapshot.values[0] {
                 let node = Node::read(stored)?;
                 if node.record.request_id == registration.request_id {
+                    // The caller counts its authority from when it sent this call, which may be long after the first
+                    // one: the lease must count from here as well (docs/ownership.md, O1).
+                    match self.store.keep_alive(node.lease).await {
+                        Ok(()) => {}
+                        Err(StoreError::LeaseNotFound) => continue,
+                        Err(error) => return Err(error.into()),
+                    }
                     return Ok((node, lease.map_or(self.lease_ttl, |lease| lease.ttl)));
                 }
                 if registration.reaped != Some(node.incarnation) {
@@ -300,6 +310,9 @@ impl Registry {
     fn remember(&self, node: &Node) {
         let mut leases = self.leases();
         leases.retain(|owner, _| owner.node != node.id);
+        if leases.len() >= RUNS_REMEMBERED_MAX {
+            leases.retain(|owner, _| self.bindings.is_registered(owner));
+        }
         leases.insert(node.owner(), node.lease);
     }
 
@@ -322,5 +335,81 @@ fn record(registration: &Registration, number: NodeNumber, lease: LeaseId) -> No
         tcp_endpoints: registration.tcp_endpoints.clone(),
         quic_endpoints: registration.quic_endpoints.clone(),
         draining: false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use async_trait::async_trait;
+
+    use super::*;
+    use crate::store::{EmbeddedStore, Page, Snapshot, Store, WatchStream};
+
+    /// Notes which leases were renewed.
+    #[derive(Debug)]
+    struct Noting {
+        inner: EmbeddedStore,
+        renewed: Mutex<Vec<LeaseId>>,
+    }
+
+    #[async_trait]
+    impl Store for Noting {
+        async fn read(&self, keys: &[String]) -> Result<Snapshot, StoreError> {
+            self.inner.read(keys).await
+        }
+        async fn range(
+            &self,
+            prefix: &str,
+            after: &str,
+            limit: usize,
+            at: Option<Revision>,
+        ) -> Result<Page, StoreError> {
+            self.inner.range(prefix, after, limit, at).await
+        }
+        async fn commit(&self, txn: Txn) -> Result<Outcome, StoreError> {
+            self.inner.commit(txn).await
+        }
+        async fn grant_lease(&self, ttl: Duration) -> Result<Lease, StoreError> {
+            self.inner.grant_lease(ttl).await
+        }
+        async fn keep_alive(&self, lease: LeaseId) -> Result<(), StoreError> {
+            self.renewed.lock().unwrap().push(lease);
+            self.inner.keep_alive(lease).await
+        }
+        async fn revoke_lease(&self, lease: LeaseId) -> Result<(), StoreError> {
+            self.inner.revoke_lease(lease).await
+        }
+        fn watch(&self, prefix: &str, after: Revision) -> WatchStream {
+            self.inner.watch(prefix, after)
+        }
+    }
+
+    fn registration(node: &str) -> Registration {
+        Registration {
+            node: node.parse().unwrap(),
+            endpoints: vec!["192.0.2.1:51820".to_owned()],
+            tcp_endpoints: vec![],
+            quic_endpoints: vec![],
+            mesh_endpoint: "192.0.2.1:51821".to_owned(),
+            mesh_public_key: [1; 32],
+            node_verifying_key: [2; 32],
+            reaped: None,
+            request_id: "one".to_owned(),
+        }
+    }
+
+    /// A gateway whose first answer was lost asks again, and counts its authority from the second question.
+    #[tokio::test]
+    async fn a_repeated_registration_renews_the_lease_that_it_speaks_of() {
+        let dir = tempfile::tempdir().unwrap();
+        let inner = EmbeddedStore::open(&dir.path().join("store.redb")).unwrap();
+        let store = Arc::new(Noting { inner, renewed: Mutex::default() });
+        let registry =
+            Registry::new(Arc::clone(&store) as SharedStore, Arc::default(), Duration::from_secs(30));
+        let (first, _) = registry.register(&registration("gw1")).await.unwrap();
+        assert!(store.renewed.lock().unwrap().is_empty());
+        let (again, _) = registry.register(&registration("gw1")).await.unwrap();
+        assert_eq!((again.incarnation, again.lease), (first.incarnation, first.lease));
+        assert_eq!(*store.renewed.lock().unwrap(), [first.lease]);
     }
 }

@@ -108,11 +108,27 @@ impl Arbiter {
                 return Ok(Err(blank(Reason::SessionLimit, RETRY_AFTER)));
             };
             let oldest = oldest.record.id;
-            self.change(oldest, &Change::Terminate { by: None, reason: Reason::Superseded }).await?;
+            if let Err(error) = self.supersede(oldest).await {
+                return match error {
+                    ArbiterError::Refused(refusal) => Ok(Err(refusal)),
+                    ArbiterError::Store(_) | ArbiterError::Value(_) => Err(error),
+                };
+            }
             live.retain(|stored| stored.record.id != oldest);
         }
         device.sessions = live.iter().map(|stored| stored.record.id.to_bytes().to_vec()).collect();
         Ok(Ok(()))
+    }
+
+    /// Ends a session that no live gateway owns. The cache only proposed it: the store has the last word.
+    async fn supersede(&self, id: SessionId) -> Result<(), ArbiterError> {
+        let end = Change::Terminate { by: None, reason: Reason::Superseded };
+        self.apply(id, |stored, view, now| match view.owner_registered {
+            true => Err(blank(Reason::SessionLimit, RETRY_AFTER).into()),
+            false => Ok(ownership::change(&stored.record, view, &end, now)?),
+        })
+        .await?;
+        Ok(())
     }
 
     /// One free address of each pool; `None` when a pool has none.
@@ -149,7 +165,78 @@ impl Arbiter {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    use jump_proto::convert::AttachAsk;
+    use jump_session::ids::{AttachSeq, Epoch};
+    use jump_session::policy::SessionPolicy;
+
     use super::*;
+    use crate::addresses::Pools;
+    use crate::bindings::Bindings;
+    use crate::devices::Devices;
+    use crate::registry::{Registration, Registry};
+    use crate::store::{EmbeddedStore, SharedStore};
+
+    /// The cache of this replica has not heard of anything yet.
+    #[tokio::test]
+    async fn a_birth_at_the_limit_ends_no_session_of_a_live_owner_whatever_the_cache_says() {
+        let dir = tempfile::tempdir().unwrap();
+        let store: SharedStore = Arc::new(EmbeddedStore::open(&dir.path().join("store.redb")).unwrap());
+        let bindings = Arc::new(Bindings::default());
+        let arbiter = Arbiter {
+            store: Arc::clone(&store),
+            bindings: Arc::clone(&bindings),
+            policy: SessionPolicy { sessions_per_device_max: 1, ..SessionPolicy::default() },
+            pools: Pools::new(vec!["10.77.0.0/24".parse().unwrap()]),
+            handover_wait: Duration::ZERO,
+        };
+        let registry = Registry::new(Arc::clone(&store), bindings, Duration::from_secs(30));
+        let registration = Registration {
+            node: "gw1".parse().unwrap(),
+            endpoints: vec![],
+            tcp_endpoints: vec![],
+            quic_endpoints: vec![],
+            mesh_endpoint: String::new(),
+            mesh_public_key: [1; 32],
+            node_verifying_key: [2; 32],
+            reaped: None,
+            request_id: "one".to_owned(),
+        };
+        let (node, _) = registry.register(&registration).await.unwrap();
+        let device = DeviceKey::from_bytes([7; 32]);
+        Devices { store, arbiter: arbiter.clone() }.enrol(device, "laptop", 0).await.unwrap();
+        let ask = |attempt: u8| AttachAsk {
+            request: AttachRequest {
+                claimant: node.owner(),
+                device,
+                attach_seq: AttachSeq(1),
+                attempt: AttemptId::from_bytes([attempt; 16]),
+                reason: Reason::Birth,
+            },
+            session: None,
+            last_epoch: Epoch(0),
+            handshake_hash: [0; 32],
+            client_address: String::new(),
+        };
+        let first = arbiter.attach(&ask(1)).await.unwrap();
+        let refused = arbiter.attach(&ask(2)).await.unwrap_err();
+        assert!(
+            matches!(&refused, ArbiterError::Refused(r) if r.reason == Reason::SessionLimit),
+            "{refused}"
+        );
+        assert_eq!(arbiter.session(first.record.id).await.unwrap().0.record.phase, first.record.phase);
+        // Once its owner is gone it gives way.
+        registry.deregister(&node.owner()).await.unwrap();
+        let (node, _) =
+            registry.register(&Registration { request_id: "two".to_owned(), ..registration }).await.unwrap();
+        let mut again = ask(3);
+        again.request.claimant = node.owner();
+        arbiter.attach(&again).await.unwrap();
+        let (over, ..) = arbiter.session(first.record.id).await.unwrap();
+        assert!(matches!(over.record.phase, Phase::Terminated { .. }));
+    }
 
     #[test]
     fn a_retry_of_an_attempt_names_the_same_session_and_another_attempt_does_not() {

@@ -19,7 +19,7 @@ use super::{Context, ServiceError, caller, node_message};
 use crate::arbiter::ArbiterError;
 use crate::bindings::{Delta, Everything};
 use crate::layout::StoredSession;
-use crate::registry::Registration;
+use crate::registry::{RUNS_REMEMBERED_MAX, Registration};
 use crate::{clock, metrics};
 
 /// How many endpoints of a kind a node may have.
@@ -63,6 +63,9 @@ impl GatewayApi {
         let given = Given { verifying_key, certified: Instant::now(), keys_version: keys.version };
         let mut known = self.given.lock().unwrap_or_else(PoisonError::into_inner);
         known.retain(|run, _| run.node != owner.node);
+        if known.len() >= RUNS_REMEMBERED_MAX {
+            known.retain(|run, _| self.context.bindings.is_registered(run));
+        }
         known.insert(owner.clone(), given);
         certificate
     }

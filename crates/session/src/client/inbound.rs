@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 
 use jump_crypto::cookie::{ReattachHint, open_cookie_reply};
+use jump_crypto::handshake::HandshakeError;
 use jump_crypto::record::{Content, OpenError, RecordHeader};
 use jump_crypto::wire::DatagramType;
 
@@ -196,7 +197,15 @@ impl Client {
         };
         match open.initiation.finish(reply, &self.config.verifier, now.unix_seconds) {
             Ok((keys, info)) => self.handshake_finished(now, path, keys, info),
-            Err(_) => {
+            // Cheap to refuse, and anybody who guesses the port can send it: it must not use up the attempt.
+            Err(HandshakeError::Malformed) => self.drops.malformed += 1,
+            Err(
+                HandshakeError::UnknownClusterKey
+                | HandshakeError::UnsupportedSuite
+                | HandshakeError::Authentication
+                | HandshakeError::NodeProof(_)
+                | HandshakeError::Entropy(_),
+            ) => {
                 open.refused += 1;
                 self.drops.unauthenticated += 1;
             }
