@@ -62,6 +62,7 @@ const MATRIX: &[(&str, [bool; 5])] = &[
     ("jump.control.v1.SessionService/ListSessions", READER),
     ("jump.control.v1.SessionService/WatchSessions", READER),
     ("jump.control.v1.SessionService/TerminateSession", OPERATOR),
+    ("jump.control.v1.SessionService/MoveSession", OPERATOR),
     ("jump.control.v1.OwnershipService/GetOwnership", READER),
     ("jump.control.v1.OwnershipService/WatchOwnership", READER),
     ("jump.control.v1.NodeService/ListNodes", READER),
