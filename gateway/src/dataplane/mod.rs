@@ -52,7 +52,7 @@ use limiter::{Bucket, SourceLimiter};
 use links::Links;
 use parking::{ParkingLot, Place};
 use route::Routes;
-use session::{Entry, Session};
+use session::Entry;
 use slab::Rest;
 use timers::{Armed, Timers};
 
