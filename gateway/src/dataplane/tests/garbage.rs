@@ -150,6 +150,9 @@ fn an_idle_session_costs_less_than_four_kibibytes() {
     while node.events.try_recv().is_ok() {}
     assert_eq!(node.plane.sessions(), 100 + usize::from(SESSIONS));
     let each = (resident().saturating_sub(before)) / usize::from(SESSIONS);
-    eprintln!("{each} bytes per session, {} of them its own box", std::mem::size_of::<Session>());
+    eprintln!(
+        "{each} bytes per session, {} of them its own box",
+        std::mem::size_of::<crate::dataplane::session::Session>()
+    );
     assert!(each < 4096, "{each} bytes per session");
 }
