@@ -12,6 +12,8 @@ use jump_crypto::entropy::OsEntropy;
 use jump_crypto::handshake::Suite;
 use jump_session::client::{Client, ClientConfig, Stored, Tuning};
 use jump_session::reason::Reason;
+use jump_telemetry::log::LogHandle;
+use jump_telemetry::metrics::{MetricsServer, ServeConfig};
 use jump_transport::poll::Waker;
 use jump_transport::tun::{Tun, TunOptions};
 use tokio::runtime::Runtime;
@@ -21,6 +23,7 @@ use tracing::{info, warn};
 use crate::failure::{Exit, Failure};
 use crate::state_dir::{Profile, StateDir};
 
+pub mod audit;
 mod control_socket;
 mod disk;
 mod journal;
@@ -50,6 +53,10 @@ pub struct UpOptions {
     pub events: Vec<PathBuf>,
     /// Gateways to use instead of the profile's.
     pub gateways: Vec<SocketAddr>,
+    /// Where metrics are served, if at all.
+    pub metrics_listen: Option<SocketAddr>,
+    /// Changes log levels.
+    pub log: LogHandle,
 }
 
 /// The TUN device's MTU before an owner has told one: the IPv6 minimum.
@@ -74,6 +81,8 @@ pub fn up(options: &UpOptions) -> Result<(), Failure> {
         .enable_all()
         .build()
         .map_err(|error| Failure::because(Exit::Failed, "cannot start the runtime", &error))?;
+    runtime.spawn(jump_telemetry::log::follow_signals(options.log.clone()));
+    let _metrics = serve_metrics(&runtime, options.metrics_listen)?;
     let tun = create_tun(&options.interface)?;
     let waker =
         Waker::new().map_err(|error| Failure::because(Exit::Failed, "cannot make a waker", &error))?;
@@ -86,7 +95,9 @@ pub fn up(options: &UpOptions) -> Result<(), Failure> {
     let disk = Disk::start(state.clone(), mailbox)?;
 
     let mut stored = state.session()?;
-    let mut tunnel = Tunnel::new(tun, waker, commands, disk, journal, runtime, profile.device_name.clone())?;
+    let teller = audit::Teller::new(state.device_key()?.public(), profile.device_name.clone());
+    let mut tunnel =
+        Tunnel::new(tun, waker, commands, disk, journal, teller, runtime, profile.device_name.clone())?;
     if let Some(session) = stored.session {
         info!(session = %session, epoch = stored.epoch.0, "going on with the stored session");
     }
@@ -155,6 +166,15 @@ fn create_tun(name: &str) -> Result<Tun, Failure> {
             }
         };
         Failure::new(exit, crate::failure::chain(&error))
+    })
+}
+
+/// Recovery times and the state of sinks; ready as soon as it runs.
+fn serve_metrics(runtime: &Runtime, address: Option<SocketAddr>) -> Result<Option<MetricsServer>, Failure> {
+    let Some(address) = address else { return Ok(None) };
+    let serving = jump_telemetry::metrics::serve(ServeConfig::new(address));
+    runtime.block_on(serving).map(Some).map_err(|error| {
+        Failure::because(Exit::Failed, format_args!("cannot serve metrics on {address}"), &error)
     })
 }
 

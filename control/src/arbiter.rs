@@ -21,7 +21,7 @@ use crate::addresses::{self, Pools};
 use crate::bindings::{Bindings, Wake};
 use crate::layout::{self, BadValue, StoredSession};
 use crate::store::{Compare, KeyValue, Op, Outcome, SharedStore, StoreError, Txn};
-use crate::{clock, devices};
+use crate::{audit, clock, devices};
 
 mod birth;
 
@@ -106,7 +106,12 @@ impl Arbiter {
                         Ok(Decision::Commit(transition) | Decision::Intend(transition)) => {
                             Ok(Some((transition, Vec::new(), Vec::new())))
                         }
-                        Ok(Decision::AlreadyAccepted) => return Ok(stored.clone()),
+                        Ok(Decision::AlreadyAccepted) => {
+                            if unsettled {
+                                audit::session_settled(&stored.record);
+                            }
+                            return Ok(stored.clone());
+                        }
                         Ok(Decision::Wait) => Ok(None),
                         Err(refusal) => Err(refusal),
                     }
@@ -189,6 +194,9 @@ impl Arbiter {
             };
             let now = clock::unix_millis();
             let Some(transition) = decide(stored, &facts.view, now)? else {
+                if last_unknown.is_some() {
+                    audit::session_settled(&stored.record);
+                }
                 return Ok(stored.clone());
             };
             match self.write(&facts, transition, Vec::new(), Vec::new(), now).await? {
@@ -286,6 +294,7 @@ impl Arbiter {
         }
         match self.store.commit(Txn { compares, ops }).await {
             Ok(Outcome::Committed(modified)) => {
+                audit::session_written(facts.session.as_ref().map(|stored| &stored.record), &next);
                 Ok(Written::Yes(Box::new(StoredSession { record: next, modified })))
             }
             Ok(Outcome::Conflict) => Ok(Written::Conflict),

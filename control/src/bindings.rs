@@ -54,10 +54,24 @@ pub struct Bindings {
     keys_changed: Arc<Notify>,
 }
 
+/// The phases of a session, as metrics name them.
+const PHASES: [&str; 4] = ["owned", "handover", "released", "terminated"];
+
+fn phase_index(phase: &Phase) -> usize {
+    match phase {
+        Phase::Owned { .. } => 0,
+        Phase::Handover { .. } => 1,
+        Phase::Released { .. } => 2,
+        Phase::Terminated { .. } => 3,
+    }
+}
+
 #[derive(Debug, Default)]
 struct State {
     revision: Revision,
     sessions: BTreeMap<SessionId, Arc<StoredSession>>,
+    /// How many sessions each of [`PHASES`] has.
+    phases: [u64; PHASES.len()],
     addresses: BTreeMap<IpAddr, SessionId>,
     /// Sessions that each node must stop.
     handovers: BTreeMap<NodeId, BTreeSet<SessionId>>,
@@ -141,6 +155,11 @@ impl Bindings {
     /// Notified when a key ring changes.
     pub fn keys_changed(&self) -> Arc<Notify> {
         Arc::clone(&self.keys_changed)
+    }
+
+    /// How many sessions there are in each phase.
+    pub fn phases(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        PHASES.into_iter().zip(lock(&self.state).phases)
     }
 
     /// A session, as the cache has it.
@@ -356,6 +375,7 @@ impl State {
             if !matches!(session.record.phase, Phase::Terminated { .. }) {
                 self.addresses.extend(session.record.inner.iter().map(|address| (*address, id)));
             }
+            self.phases[phase_index(&session.record.phase)] += 1;
             self.sessions.insert(id, Arc::clone(&session));
             self.deltas.push_back((revision, Delta::Session(session)));
             return Some(Wake::Session(id));
@@ -388,6 +408,7 @@ impl State {
         if let Some(id) = key.strip_prefix(layout::NODES) {
             let id: NodeId = id.parse().ok()?;
             self.nodes.remove(&id);
+            crate::audit::node_gone(&id);
             self.deltas.push_back((revision, Delta::NodeGone(id.clone())));
             return Some(Wake::Node(id));
         }
@@ -405,6 +426,7 @@ impl State {
 
     fn forget_session(&mut self, id: SessionId) {
         let Some(old) = self.sessions.remove(&id) else { return };
+        self.phases[phase_index(&old.record.phase)] -= 1;
         for address in &old.record.inner {
             if self.addresses.get(address) == Some(&id) {
                 self.addresses.remove(address);

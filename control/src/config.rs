@@ -9,6 +9,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 use jump_session::policy::SessionPolicy;
 use jump_telemetry::log::Format;
+use jump_telemetry::settings::Observability;
 
 use crate::addresses::usable;
 
@@ -40,7 +41,7 @@ pub enum StoreConfig {
 }
 
 /// Everything that `serve` needs, valid together.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Config {
     /// Where to listen.
     pub listen: SocketAddr,
@@ -78,6 +79,8 @@ pub struct Config {
     pub reflection: bool,
     /// Logs.
     pub log: LogOptions,
+    /// Audit events and traces.
+    pub observability: Observability,
 }
 
 /// Logs.
@@ -128,6 +131,17 @@ pub const SETTINGS: &[(&str, &str, &str)] = &[
     ("reflection", "true", "whether gRPC reflection answers"),
     ("log.level", "info", "levels of log lines, as info or info,jump_control=debug"),
     ("log.format", "json", "how log lines look: json or human"),
+    (
+        "audit.file",
+        "",
+        "file for audit events; more sinks in the file's [audit] table (docs/audit-events.md)",
+    ),
+    (
+        "trace.endpoint",
+        "",
+        "collector of traces (OTLP over gRPC), such as http://127.0.0.1:4317; empty for none",
+    ),
+    ("trace.ratio", "0.1", "share of traces that are recorded, 0 to 1; the same on every program"),
 ];
 
 impl Config {
@@ -168,6 +182,7 @@ impl Config {
                 filter: reader.text("log.level"),
                 format: reader.parse("log.format", "json or human"),
             },
+            observability: reader.observability(),
         };
         config.check(&mut reader);
         reader.finish(config)

@@ -279,7 +279,8 @@ fn new_record(key: DeviceKey, name: &str, now: UnixMillis, not_after_ms: UnixMil
     }
 }
 
-fn token_key(secret: &[u8; 32]) -> String {
+/// The key that stands for a token: its hash.
+pub(crate) fn token_key(secret: &[u8; 32]) -> String {
     let digest = digest::digest(&digest::SHA256, secret);
     let (bytes, _) = digest.as_ref().split_first_chunk().expect("SHA-256 has 32 bytes");
     layout::token(bytes)

@@ -5,6 +5,7 @@
 
 pub mod addresses;
 pub mod arbiter;
+pub mod audit;
 pub mod bindings;
 mod clock;
 pub mod config;

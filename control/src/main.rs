@@ -100,12 +100,16 @@ fn run_serve(args: Serve) -> anyhow::Result<()> {
         return Ok(());
     }
     let config = Config::from_layers(layers(args)?)?;
-    let _logs = jump_telemetry::log::init(LogConfig {
+    let log = LogConfig {
         format: config.log.format,
         filter: config.log.filter.clone(),
         component: "control".to_owned(),
         node: config.advertise.clone(),
-    })?;
+    };
+    let logs = jump_telemetry::log::init_with_traces(log, config.observability.trace.clone())?;
+    let instance = jump_control::audit::instance(&config.advertise);
+    let _audit = jump_telemetry::audit::init(instance, &config.observability.audit)
+        .context("cannot start the audit sinks of [audit]")?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
@@ -114,6 +118,7 @@ fn run_serve(args: Serve) -> anyhow::Result<()> {
         let shutdown = CancellationToken::new();
         let mut terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
         let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?;
+        tokio::spawn(jump_telemetry::log::follow_signals(logs.handle()));
         let token = shutdown.clone();
         tokio::spawn(async move {
             tokio::select! { _ = terminate.recv() => {} _ = interrupt.recv() => {} }

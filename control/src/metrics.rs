@@ -1,10 +1,13 @@
 //! Metric definitions and the few places that count.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use jump_telemetry::metrics::{Kind, LATENCY_BUCKETS, MetricDef, Unit};
+use jump_session::reason::Reason;
+use jump_telemetry::metrics::{Kind, LATENCY_BUCKETS, MetricDef, Unit, before_scrape};
 
 use crate::arbiter::ArbiterError;
+use crate::bindings::Bindings;
 use crate::layout::StoredSession;
 
 /// Attaches decided.
@@ -43,8 +46,53 @@ pub const EXPIRED: MetricDef = MetricDef {
     labels: &["reason"],
 };
 
+/// How long the store takes.
+pub const STORE_SECONDS: MetricDef = MetricDef {
+    name: "jump_control_store_seconds",
+    kind: Kind::Histogram(LATENCY_BUCKETS),
+    unit: Unit::Seconds,
+    help: "Time of one operation of the store, by operation and outcome (ok, conflict, unknown, unavailable, refused).",
+    labels: &["operation", "outcome"],
+};
+
+/// Sessions by phase.
+pub const SESSIONS: MetricDef = MetricDef {
+    name: "jump_control_sessions",
+    kind: Kind::Gauge,
+    unit: Unit::Count,
+    help: "Sessions in the store as this replica sees it, by phase (owned, handover, released, terminated).",
+    labels: &["phase"],
+};
+
+/// Changes of owner.
+pub const OWNER_CHANGES: MetricDef = MetricDef {
+    name: "jump_control_owner_changes_total",
+    kind: Kind::Counter,
+    unit: Unit::Count,
+    help: "Changes of owner that this replica committed, births included, by reason.",
+    labels: &["reason"],
+};
+
 /// All of them, for the registry and for `docs/metrics.md`.
-pub const ALL: &[MetricDef] = &[ATTACH, ATTACH_SECONDS, REGISTRATIONS, EXPIRED];
+pub const ALL: &[MetricDef] =
+    &[ATTACH, ATTACH_SECONDS, REGISTRATIONS, EXPIRED, STORE_SECONDS, SESSIONS, OWNER_CHANGES];
+
+/// Copies what is kept elsewhere into the registry before every scrape.
+pub(crate) fn publish(bindings: Arc<Bindings>) {
+    before_scrape(move || {
+        for (phase, sessions) in bindings.phases() {
+            SESSIONS.gauge(&[("phase", phase)]).set(sessions as f64);
+        }
+    });
+}
+
+pub(crate) fn measure_store(operation: &'static str, outcome: &'static str, took: Duration) {
+    STORE_SECONDS.histogram(&[("operation", operation), ("outcome", outcome)]).record(took.as_secs_f64());
+}
+
+pub(crate) fn count_owner_change(reason: Reason) {
+    OWNER_CHANGES.counter(&[("reason", reason.code())]).increment(1);
+}
 
 pub(crate) fn count_attach(outcome: &Result<StoredSession, ArbiterError>, elapsed: Duration) {
     let (outcome, reason) = match outcome {

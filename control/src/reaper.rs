@@ -56,6 +56,7 @@ pub async fn expire_due(arbiter: &Arbiter) {
                 metrics::count_expired(stored.record.reason.code());
                 tracing::info!(
                     session = %id,
+                    correlation = %uuid::Uuid::from_bytes(stored.record.correlation),
                     epoch = stored.record.epoch.0,
                     reason = stored.record.reason.code(),
                     "session expired or lost its owner"

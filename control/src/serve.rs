@@ -32,8 +32,8 @@ use crate::service::{
     Context, DeviceApi, EnrolmentApi, GatewayApi, NodeApi, OwnershipApi, Profile, SessionApi,
 };
 use crate::store::etcd::{EtcdConfig, EtcdTls};
-use crate::store::{EmbeddedStore, EtcdStore, SharedStore, StoreError};
-use crate::{clock, metrics, reaper};
+use crate::store::{EmbeddedStore, EtcdStore, MeasuredStore, SharedStore, StoreError};
+use crate::{audit, clock, metrics, reaper};
 
 /// How long a node certificate is valid.
 const CERTIFICATE_LIFETIME: Duration = Duration::from_secs(3600);
@@ -140,6 +140,7 @@ impl Replica {
     /// # Errors
     /// [`ServeError`].
     pub async fn bind_with_store(config: Config, store: SharedStore) -> Result<Self, ServeError> {
+        let store: SharedStore = Arc::new(MeasuredStore::new(store));
         let (tls, ca) = tls(&config)?;
         let entropy: Arc<Mutex<Box<dyn Entropy>>> = Arc::new(Mutex::new(Box::new(OsEntropy::new()?)));
         let keys = Arc::new(ArcSwap::from_pointee(KeyRings::load(&store, &entropy).await?));
@@ -222,6 +223,7 @@ impl Replica {
             .http2_keepalive_timeout(Some(PING_TIMEOUT))
             .trace_fn(jump_telemetry::trace::server_span)
             .tcp_nodelay(true)
+            .layer(audit::CallLayer)
             .add_service(health)
             .add_optional_service(reflection)
             .add_service(GatewayServiceServer::new(GatewayApi::new(Arc::clone(&context))))
@@ -264,6 +266,7 @@ async fn serve_metrics(
     context: &Arc<Context>,
     shutdown: CancellationToken,
 ) -> Result<MetricsServer, ServeError> {
+    metrics::publish(Arc::clone(&context.bindings));
     let bindings = Arc::clone(&context.bindings);
     let serving = ServeConfig::new(address).metrics(metrics::ALL).ready(move || {
         if shutdown.is_cancelled() {
@@ -286,7 +289,10 @@ async fn refresh_keys(context: Arc<Context>) {
             () = context.stop.cancelled() => return,
         }
         match KeyRings::load(&context.arbiter.store, &context.entropy).await {
-            Ok(rings) => context.keys.store(Arc::new(rings)),
+            Ok(rings) => {
+                audit::keys_changed(rings.version);
+                context.keys.store(Arc::new(rings));
+            }
             Err(error) => {
                 tracing::warn!(%error, "cannot load the cluster's keys; trying again");
                 tokio::time::sleep(Duration::from_secs(1)).await;

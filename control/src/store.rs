@@ -14,9 +14,11 @@ use jump_session::ids::Revision;
 
 pub mod embedded;
 pub mod etcd;
+pub mod measured;
 
 pub use embedded::EmbeddedStore;
 pub use etcd::EtcdStore;
+pub use measured::MeasuredStore;
 
 /// A shared store.
 pub type SharedStore = Arc<dyn Store>;

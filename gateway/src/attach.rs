@@ -10,10 +10,12 @@ use jump_proto::control_v1::attach_response::{Accepted, Outcome, Rejected};
 use jump_proto::control_v1::{AttachRequest, ReleaseRequest};
 use jump_session::frame::{self, AttachResult, DNS_MAX, ROSTER_MAX, ROUTES_MAX};
 use jump_session::reason::Reason;
+use jump_telemetry::{recovery, trace};
 use jump_transport::clock::boottime_nanos;
 use tokio::sync::Semaphore;
 use tonic::Status;
 use tonic_types::StatusExt;
+use tracing::Instrument as _;
 use uuid::Uuid;
 
 use crate::context::Context;
@@ -48,7 +50,10 @@ impl Claims {
             let Ok(_permit) = claims.calls.acquire().await else { return };
             let started = Instant::now();
             let index = confirmed.index;
-            let verdict = claims.ask(&confirmed).await;
+            let session = confirmed.intent.session.map(tracing::field::display);
+            let span = tracing::info_span!("claim", node = %claims.context.node, session);
+            trace::join_attempt(&span, confirmed.intent.attempt);
+            let verdict = claims.ask(&confirmed).instrument(span).await;
             report(&confirmed, &verdict, started.elapsed());
             // If the data plane has ended, so have its claims.
             let _ = claims.context.orders.give(Command::Decide { index, verdict: Box::new(verdict) }).await;
@@ -191,6 +196,9 @@ fn report(confirmed: &Confirmed, verdict: &Verdict, took: Duration) {
                 took_ms = took.as_millis() as u64,
                 "claim accepted"
             );
+            if let Some(cause) = Reason::from_number(confirmed.intent.reason) {
+                recovery::measured(cause, recovery::Phase::Commit, took);
+            }
             ("accepted", Reason::Accepted)
         }
         Verdict::Rejected(result) => {

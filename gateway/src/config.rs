@@ -9,6 +9,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 use jump_crypto::ids::NodeId;
 use jump_telemetry::log::Format;
+use jump_telemetry::settings::Observability;
 
 use crate::dataplane::{ENTRIES_MAX, Limits, Rate};
 use settings::Settings;
@@ -49,6 +50,8 @@ pub struct Config {
     pub socket_buffer_bytes: usize,
     /// Logs.
     pub log: LogOptions,
+    /// Audit events and traces.
+    pub observability: Observability,
 }
 
 /// Files of the node's mTLS identity.
@@ -185,6 +188,7 @@ impl Config {
             handshake_threads,
             socket_buffer_bytes: settings.or("socket_buffer_bytes", "a number of bytes", 4 << 20),
             log,
+            observability: settings.observability(),
         })
     }
 }

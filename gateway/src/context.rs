@@ -35,6 +35,11 @@ impl Orders {
         Self { queue, waker }
     }
 
+    /// How many orders wait.
+    pub fn waiting(&self) -> usize {
+        self.queue.max_capacity() - self.queue.capacity()
+    }
+
     /// Gives an order; waits while the queue is full. Cancel safe: the order is given or not.
     ///
     /// # Errors

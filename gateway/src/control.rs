@@ -6,13 +6,15 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use jump_proto::control_v1::gateway_service_client::GatewayServiceClient;
+use jump_telemetry::trace::TraceInterceptor;
+use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Channel, ClientTlsConfig, Endpoint};
 use tonic::{Code, Status};
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_client::HealthClient;
 
-/// A client of one replica.
-pub type Client = GatewayServiceClient<Channel>;
+/// A client of one replica; its requests carry the trace that they belong to.
+pub type Client = GatewayServiceClient<InterceptedService<Channel, TraceInterceptor>>;
 
 /// All replicas. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -83,7 +85,7 @@ impl Control {
     pub fn replica(&self) -> (usize, &str, Client) {
         let at = self.current.load(Ordering::Relaxed) % self.replicas.len().max(1);
         let (endpoint, channel) = &self.replicas[at];
-        (at, endpoint, GatewayServiceClient::new(channel.clone()))
+        (at, endpoint, GatewayServiceClient::with_interceptor(channel.clone(), TraceInterceptor))
     }
 
     /// Leaves the replica at `at`, unless another call has left it meanwhile.
@@ -94,9 +96,9 @@ impl Control {
 
     /// Every replica.
     pub fn all(&self) -> impl Iterator<Item = (&str, Client)> {
-        self.replicas
-            .iter()
-            .map(|(endpoint, channel)| (endpoint.as_str(), GatewayServiceClient::new(channel.clone())))
+        self.replicas.iter().map(|(endpoint, channel)| {
+            (endpoint.as_str(), GatewayServiceClient::with_interceptor(channel.clone(), TraceInterceptor))
+        })
     }
 
     /// Opens the connections that are not open. Whatever the replicas answer, the connections stand.

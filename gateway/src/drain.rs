@@ -63,6 +63,7 @@ pub async fn drain(context: &Arc<Context>, config: DrainConfig) -> Result<(), Da
     let deadline = started + config.deadline;
     let sessions = context.orders.list().await?.len();
     tracing::info!(sessions, reason = %Reason::GatewayDraining, "draining");
+    crate::audit::draining(&context.node, sessions);
     let mut ask_at = started;
     while !context.orders.list().await?.is_empty() {
         let now = Instant::now();

@@ -5,10 +5,12 @@ use std::hash::{BuildHasher, RandomState};
 use std::net::SocketAddr;
 use std::sync::mpsc::Receiver;
 use std::sync::{Arc, PoisonError, RwLock};
+use std::time::SystemTime;
 
 use jump_crypto::entropy::OsEntropy;
 use jump_crypto::handshake::{REPLY_LEN_MAX, ROSTER_MAX, Responder};
 use jump_session::gateway::Nanos;
+use jump_telemetry::trace;
 use jump_transport::clock::boottime_nanos;
 
 use crate::context::Orders;
@@ -46,6 +48,7 @@ fn answer(
     roster: &RosterSource,
     entropy: &mut OsEntropy,
 ) -> Option<Answered> {
+    let started = SystemTime::now();
     let responder = responder.read().unwrap_or_else(PoisonError::into_inner);
     let pending = responder.read_init(&job.datagram[..]).ok()?;
     let (device, intent) = (pending.device(), pending.intent().clone());
@@ -54,6 +57,7 @@ fn answer(
         .write_reply(&responder, job.index, job.hint, &roster(ROSTER_MAX), entropy, &mut reply)
         .inspect_err(|error| tracing::error!(%error, "cannot answer a handshake"))
         .ok()?;
+    trace::past_span(intent.attempt, "answer_init", started..SystemTime::now(), &[]);
     Some(Answered { keys, device, intent, path: job.source, reply: Box::from(&reply[..len]) })
 }
 

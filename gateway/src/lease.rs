@@ -90,6 +90,7 @@ pub async fn renew(context: &Arc<Context>, lease: LeaseTimes) -> Result<(), Leas
         let pause = match answer {
             Ok(response) => {
                 metrics::RENEWALS.counter(&[("outcome", "renewed")]).increment(1);
+                metrics::renewed(Duration::from_nanos(boottime_nanos().saturating_sub(sent)));
                 acks = obey(context, &response.fences).await;
                 context.guard.extend(Authority::renewed(sent, lease.ttl, lease.guard_margin));
                 take_news(context, &response).await;

@@ -5,6 +5,7 @@
 //! gateway inside their own process.
 
 pub mod attach;
+pub mod audit;
 pub mod bindings;
 pub mod config;
 pub mod context;

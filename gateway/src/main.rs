@@ -2,6 +2,7 @@
 
 use std::os::fd::AsFd;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::Parser;
 use jump_crypto::ids::Incarnation;
@@ -10,6 +11,7 @@ use jump_gateway::heartbeat::Heart;
 use jump_gateway::supervisor::{ENVIRONMENT, EXIT_LASTING, SupervisorError, WorkerCommand, supervise};
 use jump_gateway::worker::{self, Inheritance};
 use jump_telemetry::log::{LogConfig, LogGuard};
+use jump_telemetry::trace::TraceConfig;
 use jump_transport::tun::Tun;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -26,6 +28,9 @@ enum Cli {
     #[command(hide = true)]
     Worker(Flags),
 }
+
+/// How long the audit sinks may take to deliver what is queued, after a drain.
+const AUDIT_PATIENCE: Duration = Duration::from_secs(2);
 
 /// An error for a person, one line each, and the exit code.
 struct Failure(String, u8);
@@ -50,14 +55,15 @@ fn load(flags: &Flags) -> Result<Config, Failure> {
     Config::load(flags).map_err(|errors| Failure(errors.to_string(), EXIT_LASTING))
 }
 
-fn start_log(config: &Config) -> Result<LogGuard, Failure> {
-    jump_telemetry::log::init(LogConfig {
+fn start_log(config: &Config, traces: Option<TraceConfig>) -> Result<LogGuard, Failure> {
+    let log = LogConfig {
         format: config.log.format,
         filter: config.log.filter.clone(),
         component: "gateway".to_owned(),
         node: config.node.to_string(),
-    })
-    .map_err(|error| Failure(error.to_string(), EXIT_LASTING))
+    };
+    jump_telemetry::log::init_with_traces(log, traces)
+        .map_err(|error| Failure(error.to_string(), EXIT_LASTING))
 }
 
 fn internal(error: std::io::Error) -> Failure {
@@ -66,7 +72,7 @@ fn internal(error: std::io::Error) -> Failure {
 
 fn run(flags: &Flags) -> Result<(), Failure> {
     let config = load(flags)?;
-    let _log = start_log(&config)?;
+    let log = start_log(&config, None)?;
     warn_of_forwarding();
     let program = std::env::current_exe().map_err(internal)?;
     let mut arguments: Vec<_> = std::env::args_os().skip(1).collect();
@@ -75,7 +81,10 @@ fn run(flags: &Flags) -> Result<(), Failure> {
     }
     // One thread, the main one: the worker is told to die with the thread that started it.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(internal)?;
-    let result = runtime.block_on(supervise(&config, &WorkerCommand { program, arguments }));
+    let result = runtime.block_on(async {
+        tokio::spawn(jump_telemetry::log::follow_signals(log.handle()));
+        supervise(&config, &WorkerCommand { program, arguments }).await
+    });
     result.map_err(|error| match error {
         // The worker has said why.
         SupervisorError::WorkerFailed => Failure(String::new(), EXIT_LASTING),
@@ -103,7 +112,10 @@ fn work(flags: &Flags) -> Result<(), Failure> {
         return Err(Failure("the supervisor is gone".to_owned(), 1));
     }
     let config = load(flags)?;
-    let _log = start_log(&config)?;
+    let log = start_log(&config, config.observability.trace.clone())?;
+    let instance = jump_gateway::audit::instance(&config.node);
+    let audit = jump_telemetry::audit::init(instance, &config.observability.audit)
+        .map_err(|error| Failure(chain(&error), EXIT_LASTING))?;
     let tun = std::io::stdin().as_fd().try_clone_to_owned().map_err(internal)?;
     let tun = Tun::from_fd(tun).map_err(|error| Failure(error.to_string(), 1))?;
     let pipe = std::io::stdout().as_fd().try_clone_to_owned().map_err(internal)?;
@@ -123,6 +135,7 @@ fn work(flags: &Flags) -> Result<(), Failure> {
                 _ = interrupt.recv() => {}
             }
         };
+        tokio::spawn(jump_telemetry::log::follow_signals(log.handle()));
         worker::run(config, inheritance, stop).await.map_err(|error| {
             let code = if error.is_lasting() { EXIT_LASTING } else { 1 };
             Failure(chain(&error), code)
@@ -130,6 +143,10 @@ fn work(flags: &Flags) -> Result<(), Failure> {
     });
     // Blocked calls must not hold up the end: whatever they would answer, nobody waits for it.
     runtime.shutdown_background();
+    if let Some(audit) = audit {
+        // After a failure another worker waits to be started: a sink that stands still must not hold it up.
+        audit.close(if result.is_ok() { AUDIT_PATIENCE } else { AUDIT_PATIENCE / 20 });
+    }
     result
 }
 

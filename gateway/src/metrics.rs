@@ -4,9 +4,11 @@ use std::sync::Arc;
 
 use jump_telemetry::metrics::{Kind, LATENCY_BUCKETS, MetricDef, Unit, before_scrape};
 use jump_transport::clock::boottime_nanos;
+use tokio::sync::mpsc;
 
+use crate::context::Orders;
 use crate::dataplane::engine::Shared;
-use crate::dataplane::{Count, DropReason};
+use crate::dataplane::{Count, DropReason, Event};
 use crate::lease::Guard;
 
 /// Sessions carried here.
@@ -28,6 +30,28 @@ pub const AUTHORITY: MetricDef = gauge(
     Unit::Seconds,
     "Time for which this node may still forward without a renewal; 0 when it may not.",
 );
+/// The guard.
+pub const GUARD: MetricDef = MetricDef {
+    name: "jump_gateway_guard_holds",
+    kind: Kind::Gauge,
+    unit: Unit::Flag,
+    help: "Whether this node may forward: 1 while its authority holds.",
+    labels: &[],
+};
+/// The last renewal.
+pub const LEASE_RENEWED: MetricDef = gauge(
+    "jump_gateway_lease_renewed_timestamp_seconds",
+    Unit::Timestamp,
+    "When the renewal that the authority rests on was sent; the lease's age is the time since.",
+);
+/// Queues.
+pub const QUEUE: MetricDef = MetricDef {
+    name: "jump_gateway_queue_entries",
+    kind: Kind::Gauge,
+    unit: Unit::Count,
+    help: "Entries that wait in a queue: orders to the data plane, events from it.",
+    labels: &["queue"],
+};
 /// Dropped datagrams and packets.
 pub const DROPPED: MetricDef = MetricDef {
     name: "jump_gateway_packets_dropped_total",
@@ -108,6 +132,9 @@ pub const ALL: &[MetricDef] = &[
     ROUTES,
     MESH_LINKS,
     AUTHORITY,
+    GUARD,
+    LEASE_RENEWED,
+    QUEUE,
     DROPPED,
     PACKETS,
     BYTES,
@@ -132,6 +159,7 @@ pub fn publish(shared: Arc<Shared>, guard: Guard) {
         ROUTES.gauge(&[]).set(shared.routes.load(Relaxed) as f64);
         MESH_LINKS.gauge(&[]).set(shared.links.load(Relaxed) as f64);
         AUTHORITY.gauge(&[]).set(guard.deadline().saturating_sub(boottime_nanos()) as f64 / 1e9);
+        GUARD.gauge(&[]).set(f64::from(u8::from(guard.holds(boottime_nanos()))));
         let counters = &shared.counters;
         for reason in DropReason::ALL {
             DROPPED.counter(&[("reason", reason.label())]).absolute(counters.dropped(*reason));
@@ -163,6 +191,24 @@ pub fn publish(shared: Arc<Shared>, guard: Guard) {
             }
         }
     });
+}
+
+/// Says how long the queues to and from the data plane are, before every scrape.
+pub fn publish_queues(orders: Orders, events: mpsc::WeakSender<Event>) {
+    before_scrape(move || {
+        QUEUE.gauge(&[("queue", "orders")]).set(orders.waiting() as f64);
+        if let Some(events) = events.upgrade() {
+            let waiting = events.max_capacity() - events.capacity();
+            QUEUE.gauge(&[("queue", "events")]).set(waiting as f64);
+        }
+    });
+}
+
+/// Notes that a renewal succeeded `age` after it was sent.
+pub(crate) fn renewed(age: std::time::Duration) {
+    let sent = std::time::SystemTime::now().checked_sub(age).unwrap_or(std::time::UNIX_EPOCH);
+    let since = sent.duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    LEASE_RENEWED.gauge(&[]).set(since.as_secs_f64());
 }
 
 #[cfg(test)]

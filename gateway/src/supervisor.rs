@@ -208,6 +208,8 @@ impl Worker {
         let mut silence_ends = Instant::now() + FIRST_BEAT.max(config.heartbeat_timeout);
         let mut give_up = None;
         let (mut asked, mut silent, mut open) = (false, false, true);
+        let (mut more, mut normal) =
+            (signal(SignalKind::user_defined1())?, signal(SignalKind::user_defined2())?);
         let mut buffer = [0; 256];
         loop {
             let deadline = give_up.map_or(silence_ends, |give_up: Instant| give_up.min(silence_ends));
@@ -226,6 +228,9 @@ impl Worker {
                     give_up = Some(Instant::now() + config.drain.deadline + config.drain.linger + PAUSE_MAX);
                     self.signal(Signal::TERM);
                 }
+                // The worker writes the log lines that matter: its levels change with ours.
+                _ = more.recv() => self.signal(Signal::USR1),
+                _ = normal.recv() => self.signal(Signal::USR2),
                 readable = self.signs.readable(), if open => {
                     readable?;
                     match self.signs.try_read(&mut buffer) {

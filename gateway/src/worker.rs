@@ -25,6 +25,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::attach::{Claims, release};
+use crate::audit::{self, Security};
 use crate::bindings::{Directory, follow};
 use crate::config::Config;
 use crate::context::{Context, Ending, Orders, Roster};
@@ -155,6 +156,9 @@ pub async fn run(
         () = &mut stop => return Ok(()),
     };
     heart.announce(registration.incarnation);
+    if reaped != Incarnation(0) {
+        audit::worker_restarted(&config.node, reaped);
+    }
     let lease = registration.lease;
     check_times(&config, lease)?;
     guard.extend(Authority::renewed(registration.sent, lease.ttl, lease.guard_margin));
@@ -165,6 +169,7 @@ pub async fn run(
     let (orders, commands) = mpsc::channel(COMMANDS_MAX);
     let orders = Orders::new(orders, waker.clone());
     let (events, mut news) = mpsc::channel(EVENTS_MAX);
+    metrics::publish_queues(orders.clone(), events.downgrade());
     let own =
         MeshEnd { number: registration.number, incarnation: registration.incarnation, public: keys.mesh };
     let gates = registration.cluster.iter().map(Gate::new).collect();
@@ -220,8 +225,17 @@ pub async fn run(
         let context = Arc::clone(&context);
         tokio::spawn(async move {
             let claims = Claims::new(Arc::clone(&context));
-            while let Some(event) = news.recv().await {
-                take(&context, &claims, event);
+            let mut security =
+                Security::new(context.node.clone(), Arc::clone(&context.shared), context.guard.clone());
+            let mut look = tokio::time::interval(Security::LOOK);
+            loop {
+                tokio::select! {
+                    event = news.recv() => match event {
+                        Some(event) => take(&context, &claims, &mut security, event),
+                        None => return,
+                    },
+                    _ = look.tick() => security.look(std::time::Instant::now()),
+                }
             }
         })
     };
@@ -349,7 +363,7 @@ fn start_data_plane(engine: Engine) -> io::Result<oneshot::Receiver<io::Result<(
     Ok(ended)
 }
 
-fn take(context: &Arc<Context>, claims: &Claims, event: Event) {
+fn take(context: &Arc<Context>, claims: &Claims, security: &mut Security, event: Event) {
     match event {
         Event::Confirmed(confirmed) => claims.decide(*confirmed),
         Event::Ended { session, epoch, reason } => {
@@ -357,7 +371,11 @@ fn take(context: &Arc<Context>, claims: &Claims, event: Event) {
             let context = Arc::clone(context);
             tokio::spawn(async move { release(&context, session, epoch, reason, true).await });
         }
-        Event::Note(note) => log(&note),
+        Event::Note(note) => {
+            log(&note);
+            audit::noted(&context.node, &note);
+        }
+        Event::Suspect(suspect) => security.suspect(suspect),
     }
 }
 

@@ -12,6 +12,8 @@ use jump_client::failure::{Exit, Failure, exit_with};
 use jump_client::output::{self, Output};
 use jump_client::state_dir::{self, StateDir};
 use jump_telemetry::log::{Format, LogConfig, LogGuard};
+use jump_telemetry::settings::{Observability, Overrides};
+use jump_telemetry::trace::TraceConfig;
 
 const EXIT_CODES: &str = "\
 Exit codes:
@@ -74,6 +76,18 @@ enum Command {
         #[arg(long, value_name = "FILE")]
         events: Vec<PathBuf>,
 
+        /// Where audit events and traces go: a TOML file with the tables [audit] and [trace]
+        #[arg(long, value_name = "FILE", env = "JUMP_TELEMETRY")]
+        telemetry: Option<PathBuf>,
+
+        /// Append audit events to this file
+        #[arg(long, value_name = "FILE", env = "JUMP_AUDIT_FILE")]
+        audit_file: Option<PathBuf>,
+
+        /// Serve Prometheus metrics on this address
+        #[arg(long, value_name = "ADDRESS", env = "JUMP_METRICS_LISTEN")]
+        metrics_listen: Option<SocketAddr>,
+
         /// Use this gateway (ip:port) instead of the profile's; may be given several times
         #[arg(long, value_name = "ADDRESS")]
         gateway: Vec<SocketAddr>,
@@ -117,18 +131,30 @@ fn run(arguments: Arguments) -> Result<(), Failure> {
             }
         }
         Command::Up { daemon: true, .. } => go_to_background(&state, arguments.output),
-        Command::Up { interface, events, gateway, detached, .. } => {
+        Command::Up {
+            interface, events, gateway, detached, telemetry, audit_file, metrics_listen, ..
+        } => {
             if *detached {
                 // The process leads no group yet, so this cannot fail; if it did, it would only end with its terminal.
                 let _ = rustix::process::setsid();
             }
-            let _log = start_log(&arguments)?;
+            let observability = read_telemetry(telemetry.as_deref(), audit_file.as_deref())?;
+            let log = start_log(&arguments, observability.trace)?;
+            let name = state.profile()?.device_name;
+            let _audit = jump_telemetry::audit::init(daemon::audit::instance(&name), &observability.audit)
+                .map_err(|error| Failure::because(Exit::Usage, "cannot start auditing", &error))?;
             let mut events = events.clone();
             if arguments.output == Output::Json || *detached {
                 events.push(PathBuf::from("-"));
             }
-            let options =
-                UpOptions { state, interface: interface.clone(), events, gateways: gateway.clone() };
+            let options = UpOptions {
+                state,
+                interface: interface.clone(),
+                events,
+                gateways: gateway.clone(),
+                metrics_listen: *metrics_listen,
+                log: log.handle(),
+            };
             daemon::up(&options)
         }
         Command::Down => block_on(daemon::ask(&state, Request::Down, |_| Ok(false))),
@@ -219,14 +245,25 @@ fn go_to_background(state: &StateDir, output: Output) -> Result<(), Failure> {
     Err(Failure::new(Exit::from_code(status.code()), last))
 }
 
-fn start_log(arguments: &Arguments) -> Result<LogGuard, Failure> {
+fn read_telemetry(file: Option<&Path>, audit_file: Option<&Path>) -> Result<Observability, Failure> {
+    let text = match file {
+        Some(file) => std::fs::read_to_string(file).map_err(|error| {
+            Failure::because(Exit::Usage, format_args!("cannot read {}", file.display()), &error)
+        })?,
+        None => String::new(),
+    };
+    let overrides = Overrides { audit_file, ..Overrides::default() };
+    Observability::parse(&text, overrides).map_err(|problems| Failure::new(Exit::Usage, problems.join("\n")))
+}
+
+fn start_log(arguments: &Arguments, traces: Option<TraceConfig>) -> Result<LogGuard, Failure> {
     let config = LogConfig {
         format: arguments.log_format,
         filter: arguments.log.clone(),
         component: "client".to_owned(),
         node: String::new(),
     };
-    jump_telemetry::log::init(config)
+    jump_telemetry::log::init_with_traces(config, traces)
         .map_err(|error| Failure::because(Exit::Usage, "cannot start logging", &error))
 }
 

@@ -133,7 +133,7 @@ pub(super) fn line_of(event: &Event, status: &Status) -> Option<(&'static str, V
             json!({ "session_id": session, "epoch": status.epoch.0, "from": from.code(), "to": to.code(),
                     "reason": reason.code() }),
         ),
-        Event::Attempted { gateway, attach_seq, reason } => (
+        Event::Attempted { gateway, attach_seq, reason, .. } => (
             "attempt",
             json!({ "session_id": session, "gateway": gateway, "attach_seq": attach_seq.0, "reason": reason.code() }),
         ),

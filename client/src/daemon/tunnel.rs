@@ -21,6 +21,7 @@ use tokio::runtime::Runtime;
 use tokio::sync::oneshot;
 use tracing::{debug, error, info, warn};
 
+use super::audit::Teller;
 use super::disk::Disk;
 use super::journal::{Journal, line_of};
 use super::mailbox::Command;
@@ -57,6 +58,7 @@ pub(super) struct Tunnel {
     commands: Receiver<Command>,
     disk: Disk,
     journal: Journal,
+    teller: Teller,
     runtime: Runtime,
     device_name: String,
     network: NetworkChanges,
@@ -79,12 +81,14 @@ pub(super) struct Tunnel {
 }
 
 impl Tunnel {
+    #[expect(clippy::too_many_arguments, reason = "each is a part that outlives a session; called once")]
     pub(super) fn new(
         tun: Tun,
         waker: Waker,
         commands: Receiver<Command>,
         disk: Disk,
         journal: Journal,
+        teller: Teller,
         runtime: Runtime,
         device_name: String,
     ) -> Result<Self, Failure> {
@@ -96,6 +100,7 @@ impl Tunnel {
             commands,
             disk,
             journal,
+            teller,
             runtime,
             device_name,
             network,
@@ -264,7 +269,9 @@ impl Tunnel {
         let mut ended = None;
         loop {
             while let Some(event) = client.poll_event() {
-                if let Some((name, fields)) = line_of(&event, &client.status()) {
+                let status = client.status();
+                self.teller.tell(&event, &status);
+                if let Some((name, fields)) = line_of(&event, &status) {
                     self.journal.note(self.at(), name, fields);
                 }
                 self.handle_event(client, event, &mut ended);
@@ -297,12 +304,15 @@ impl Tunnel {
             Event::StateChanged { from, to, reason } => {
                 let status = client.status();
                 let session = status.session.map(|session| session.to_string()).unwrap_or_default();
-                info!(session, epoch = status.epoch.0, reason = reason.code(), "{from} -> {to}");
+                let correlation = self.teller.correlation();
+                info!(session, correlation, epoch = status.epoch.0, reason = reason.code(), "{from} -> {to}");
             }
             Event::Attached(attached) => {
                 let total = attached.timings.detect + attached.timings.handshake + attached.timings.commit;
                 info!(
                     session = %attached.accepted.session,
+                    correlation = self.teller.correlation(),
+                    attempt = %attached.attempt,
                     epoch = attached.accepted.epoch.0,
                     node = %attached.node,
                     reason = attached.reason.code(),
@@ -315,21 +325,25 @@ impl Tunnel {
                 self.configure(client, &attached.accepted);
             }
             Event::Rejected { gateway, reason, .. } => {
-                info!(%gateway, reason = reason.code(), "the attach was rejected");
+                let correlation = self.teller.correlation();
+                info!(correlation, %gateway, reason = reason.code(), "the attach was rejected");
             }
             Event::Untrusted { gateway, error } => {
-                warn!(%gateway, "the gateway says that it owns the session and cannot prove it: {error}");
+                let correlation = self.teller.correlation();
+                warn!(correlation, %gateway, "the gateway says that it owns the session and cannot prove it: {error}");
             }
             Event::Terminated { reason } => {
-                info!(reason = reason.code(), "the session has ended");
+                let correlation = self.teller.correlation();
+                info!(correlation, reason = reason.code(), "the session has ended");
                 for down in self.down.drain(..) {
                     let _ = down.send(());
                 }
                 *ended = Some(reason);
             }
             Event::NoEntropy(error) => error!("no keys can be made any more: {error}"),
-            Event::Attempted { gateway, attach_seq, .. } => {
-                debug!(%gateway, attach_seq = attach_seq.0, "attempt")
+            Event::Attempted { gateway, attach_seq, attempt, .. } => {
+                let correlation = self.teller.correlation();
+                debug!(correlation, %gateway, %attempt, attach_seq = attach_seq.0, "attempt")
             }
             Event::FirstByte { .. } | Event::Rekeyed { .. } => {}
         }

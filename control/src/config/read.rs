@@ -2,9 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
+
+use jump_telemetry::settings::{Observability, Overrides};
 
 /// Where settings come from, weakest first.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -34,6 +36,7 @@ struct Found {
 }
 
 pub(super) struct Reader {
+    observability: Observability,
     settings: &'static [(&'static str, &'static str, &'static str)],
     found: BTreeMap<String, Found>,
     errors: Vec<String>,
@@ -44,10 +47,20 @@ impl Reader {
         layers: Layers,
         settings: &'static [(&'static str, &'static str, &'static str)],
     ) -> Self {
-        let mut reader = Self { settings, found: BTreeMap::new(), errors: Vec::new() };
-        if let Some((path, text)) = layers.file {
-            reader.read_file(&path.display().to_string(), &text);
-        }
+        let mut reader = Self {
+            observability: Observability::default(),
+            settings,
+            found: BTreeMap::new(),
+            errors: Vec::new(),
+        };
+        let stronger = |name: &str| layers.flags.get(name).or_else(|| layers.environment.get(name));
+        let overrides = Overrides {
+            audit_file: stronger("audit.file").map(Path::new),
+            trace_endpoint: stronger("trace.endpoint").map(String::as_str),
+            trace_ratio: stronger("trace.ratio").map(String::as_str),
+        };
+        let (path, text) = layers.file.unwrap_or_default();
+        reader.read_file(&path.display().to_string(), &text, overrides);
         for (name, value) in layers.environment {
             let source = variable(&name);
             reader.set(&name, split(&value), &source);
@@ -58,15 +71,22 @@ impl Reader {
         reader
     }
 
-    fn read_file(&mut self, path: &str, text: &str) {
-        let table: toml::Table = match text.parse() {
+    fn read_file(&mut self, path: &str, text: &str, overrides: Overrides<'_>) {
+        let mut table: toml::Table = match text.parse() {
             Ok(table) => table,
             Err(error) => {
                 self.errors.push(format!("{path}: {}", error.to_string().trim().replace('\n', " ")));
                 return;
             }
         };
+        let (observability, problems) = Observability::take(&mut table, overrides);
+        self.observability = observability;
+        self.errors.extend(problems.into_iter().map(|problem| format!("{path}: {problem}")));
         self.read_table("", &table, path);
+    }
+
+    pub(super) fn observability(&mut self) -> Observability {
+        std::mem::take(&mut self.observability)
     }
 
     fn read_table(&mut self, prefix: &str, table: &toml::Table, path: &str) {

@@ -13,6 +13,7 @@ use tonic::{Request, Response, Status};
 
 use super::session::page_size;
 use super::{Context, ServiceError, caller, optional_time};
+use crate::audit;
 use crate::clock;
 use crate::devices::{self, NAME_CHARS_MAX, StoredDevice};
 
@@ -96,6 +97,7 @@ impl DeviceService for DeviceApi {
             .create_token(entropy, &request.name, ttl, device_ttl)
             .await
             .map_err(ServiceError::from)?;
+        audit::token_issued(&devices::token_key(&secret), &request.name, &operator);
         let token = EnrolmentToken { address: profile.advertise.clone(), ca: profile.ca.clone(), secret };
         let text = token.encode().map_err(|_| {
             ServiceError::Precondition(format!(
@@ -115,6 +117,7 @@ impl DeviceService for DeviceApi {
         request: Request<wire::EnrolDeviceRequest>,
     ) -> Result<Response<wire::EnrolDeviceResponse>, Status> {
         let operator = caller::operator(&request)?;
+        let from = request.remote_addr();
         let request = request.into_inner();
         let mut fields = Fields::default();
         let key = fields.id::<DeviceKey>("device_key", &request.device_key);
@@ -130,6 +133,7 @@ impl DeviceService for DeviceApi {
         let device =
             self.context.devices.enrol(key, &request.name, not_after).await.map_err(ServiceError::from)?;
         tracing::info!(device = request.name, key = %key, operator = operator.name(), "device enrolled");
+        audit::device_enrolled(key, &request.name, Some(&operator), from);
         Ok(Response::new(wire::EnrolDeviceResponse { device: Some(message(&device)) }))
     }
 
@@ -172,6 +176,7 @@ impl DeviceService for DeviceApi {
             comment = request.comment,
             "device revoked"
         );
+        audit::device_revoked(key, &device.record.name, ended, &operator);
         Ok(Response::new(wire::RevokeDeviceResponse {
             device: Some(message(&device)),
             terminated_sessions: ended,

@@ -10,6 +10,7 @@ use tokio::sync::Semaphore;
 use tonic::{Request, Response, Status};
 
 use super::{Context, ServiceError};
+use crate::audit;
 
 /// How many enrolments may be worked on at a time; the caller is unknown until its token is found.
 const CONCURRENT_MAX: usize = 32;
@@ -48,6 +49,7 @@ impl EnrolmentService for EnrolmentApi {
             Ok(device) => device,
             Err(error) => {
                 tracing::warn!(client = from.map(tracing::field::display), %error, "enrolment refused");
+                audit::enrolment_refused(key, &error, from);
                 return Err(ServiceError::from(error).into());
             }
         };
@@ -57,6 +59,7 @@ impl EnrolmentService for EnrolmentApi {
             client = from.map(tracing::field::display),
             "device enrolled with a token"
         );
+        audit::device_enrolled(key, &device.record.name, None, from);
         let keys = self.context.keys.load();
         let nodes = self.context.bindings.nodes();
         let live = nodes.iter().filter(|(_, drained)| !drained);

@@ -20,7 +20,7 @@ use crate::arbiter::ArbiterError;
 use crate::bindings::{Delta, Everything};
 use crate::layout::StoredSession;
 use crate::registry::{RUNS_REMEMBERED_MAX, Registration};
-use crate::{clock, metrics};
+use crate::{audit, clock, metrics};
 
 /// How many endpoints of a kind a node may have.
 const ENDPOINTS_MAX: usize = 16;
@@ -164,6 +164,7 @@ impl GatewayService for GatewayApi {
             self.context.registry.register(&registration).await.map_err(ServiceError::from)?;
         tracing::info!(node = %node.id, incarnation = node.incarnation.0, number = node.number.0, "node registered");
         metrics::count_registration();
+        audit::node_registered(&node.owner());
         let Context { arbiter, profile, keys, .. } = &*self.context;
         Ok(Response::new(wire::RegisterResponse {
             incarnation: node.incarnation.0,
@@ -232,6 +233,7 @@ impl GatewayService for GatewayApi {
         let (owner, reason) = fields.finish(|| Some((owner?, reason?))).map_err(ServiceError::from)?;
         self.context.registry.deregister(&owner).await.map_err(ServiceError::from)?;
         tracing::info!(node = %owner.node, incarnation = owner.incarnation.0, reason = reason.code(), "node deregistered");
+        audit::node_deregistered(&owner, reason);
         Ok(Response::new(wire::DeregisterResponse {}))
     }
 
@@ -240,16 +242,23 @@ impl GatewayService for GatewayApi {
         request: Request<wire::AttachRequest>,
     ) -> Result<Response<wire::AttachResponse>, Status> {
         caller::gateway(&request, &request.get_ref().node_id)?;
+        let traced = request.metadata().contains_key("traceparent");
         let ask = AttachAsk::try_from(request.into_inner()).map_err(ServiceError::from)?;
         let started = Instant::now();
         let span = tracing::info_span!("attach", node = %ask.request.claimant.node);
-        jump_telemetry::trace::join_attempt(&span, ask.request.attempt);
+        if !traced {
+            // The gateway does not trace: the attempt's trace has this span all the same.
+            jump_telemetry::trace::join_attempt(&span, ask.request.attempt);
+        }
         let outcome = self.context.arbiter.attach(&ask).instrument(span).await;
         metrics::count_attach(&outcome, started.elapsed());
-        let mut correlation_id = None;
+        // A session that was asked for and refused is known, most of the time.
+        let correlation_id = outcome.as_ref().ok().map(|stored| stored.record.correlation).or_else(|| {
+            ask.session.and_then(|id| self.context.arbiter.bindings.session(id)).map(|s| s.record.correlation)
+        });
+        audit::attach_answered(&ask, &outcome, correlation_id);
         let outcome = match outcome {
             Ok(stored) => {
-                correlation_id = Some(stored.record.correlation);
                 tracing::info!(
                     session = %stored.record.id,
                     correlation = correlation(&stored),
@@ -265,6 +274,7 @@ impl GatewayService for GatewayApi {
             Err(ArbiterError::Refused(refusal)) => {
                 tracing::info!(
                     session = ask.session.map(tracing::field::display),
+                    correlation = correlation_id.map(|id| tracing::field::display(uuid::Uuid::from_bytes(id))),
                     epoch = refusal.current_epoch.0,
                     reason = refusal.reason.code(),
                     node = %ask.request.claimant.node,
@@ -274,7 +284,13 @@ impl GatewayService for GatewayApi {
                 wire::attach_response::Outcome::Rejected((&refusal).into())
             }
             Err(error) => {
-                tracing::warn!(node = %ask.request.claimant.node, %error, "attach failed");
+                tracing::warn!(
+                    session = ask.session.map(tracing::field::display),
+                    correlation = correlation_id.map(|id| tracing::field::display(uuid::Uuid::from_bytes(id))),
+                    node = %ask.request.claimant.node,
+                    %error,
+                    "attach failed"
+                );
                 return Err(ServiceError::from(error).into());
             }
         };

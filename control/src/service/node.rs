@@ -10,6 +10,7 @@ use tonic::{Request, Response, Status};
 
 use super::session::{optional, page_size};
 use super::{Context, ServiceError, caller, node_message};
+use crate::audit;
 use crate::identity::Identity;
 
 /// `NodeService`.
@@ -38,6 +39,7 @@ impl NodeApi {
         let (node, _) = known.ok_or_else(|| ServiceError::NotFound(format!("no node {id} is registered")))?;
         registry.set_drained(&id, drained).await?;
         tracing::info!(node = %id, operator = operator.name(), drained, "node drain changed");
+        audit::node_drained(&id, drained, operator);
         Ok(node_message(&node, drained))
     }
 }

@@ -7,19 +7,21 @@
 mod action;
 mod event;
 mod ocsf;
+mod rate;
 mod sequence;
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use serde::Deserialize;
 
 use crate::metrics::{self, Kind, MetricDef, Unit};
-use crate::sink::{Record, SinkConfig, SinkError, SinkHandle, SinkStats};
+use crate::sink::{FileConfig, Record, SinkConfig, SinkError, SinkHandle, SinkStats};
 
 pub use action::{
     ActionDef, ApiAction, AttachAction, Class, EntityAction, NodeAction, SecurityAction, SessionAction,
@@ -27,6 +29,7 @@ pub use action::{
 };
 pub use event::{Actor, Entity, Event, Path, RecoveryDurations, TEXT_BYTES_MAX};
 pub use ocsf::VERSION as OCSF_VERSION;
+pub use rate::RateLimit;
 
 use ocsf::Origin;
 use sequence::{Number, SESSIONS_MAX, Sequence};
@@ -53,18 +56,36 @@ pub const EVENTS_DROPPED: MetricDef = MetricDef {
 pub const METRICS: &[MetricDef] = &[EVENTS_EMITTED, EVENTS_DROPPED];
 
 /// The `[audit]` table of a configuration file.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct AuditConfig {
     /// The longest queue before the sinks, in events.
     pub queue_events_max: usize,
+    /// A file for events: short for a sink of the kind `file` with the name `file`.
+    pub file: Option<PathBuf>,
     /// Where events go.
     pub sinks: Vec<SinkConfig>,
 }
 
 impl Default for AuditConfig {
     fn default() -> Self {
-        Self { queue_events_max: 32_768, sinks: Vec::new() }
+        Self { queue_events_max: 32_768, file: None, sinks: Vec::new() }
+    }
+}
+
+impl AuditConfig {
+    /// Every sink, that of `file` included.
+    pub fn all_sinks(&self) -> Vec<SinkConfig> {
+        let file = self.file.clone().map(|path| SinkConfig::File(FileConfig::new("file", path)));
+        self.sinks.iter().cloned().chain(file).collect()
+    }
+
+    /// What is wrong with the settings, as far as can be said without opening anything.
+    pub fn problems(&self) -> Vec<String> {
+        let names = check_names(&self.all_sinks()).err().map(|error| error.to_string());
+        let queue =
+            (self.queue_events_max == 0).then(|| "audit.queue_events_max must be at least 1".to_owned());
+        names.into_iter().chain(queue).collect()
     }
 }
 
@@ -205,9 +226,10 @@ impl Drop for AuditGuard {
 /// [`AuditError`]: a sink's settings are unusable, no thread. An unreachable collector is no error: the sink keeps
 /// trying.
 pub fn start(identity: Identity, config: AuditConfig) -> Result<(Audit, AuditGuard), AuditError> {
-    check_names(&config.sinks)?;
-    let mut sinks = Vec::with_capacity(config.sinks.len());
-    for sink in config.sinks {
+    let configured = config.all_sinks();
+    check_names(&configured)?;
+    let mut sinks = Vec::with_capacity(configured.len());
+    for sink in configured {
         let name = sink.name().to_owned();
         let handle =
             SinkHandle::start(sink, &identity).map_err(|source| AuditError::Sink { name, source })?;
@@ -233,6 +255,36 @@ pub fn start(identity: Identity, config: AuditConfig) -> Result<(Audit, AuditGua
     });
     sinks.iter().for_each(SinkHandle::publish);
     Ok((audit.clone(), AuditGuard { audit, sinks, closed: false }))
+}
+
+/// The process's audit, as its logs and metrics are the process's.
+static PROCESS: OnceLock<Audit> = OnceLock::new();
+
+/// Starts auditing for the whole process: [`emit`] reaches the sinks until the guard is dropped. Without a sink nothing
+/// is started and nothing emitted. Call it once, first thing in `main`.
+///
+/// # Errors
+/// As [`start`].
+pub fn init(identity: Identity, config: &AuditConfig) -> Result<Option<AuditGuard>, AuditError> {
+    if config.all_sinks().is_empty() {
+        return Ok(None);
+    }
+    let (audit, guard) = start(identity, config.clone())?;
+    install(audit);
+    Ok(Some(guard))
+}
+
+/// Makes `audit` the process's. The first one stays.
+pub fn install(audit: Audit) {
+    let _ = PROCESS.set(audit);
+}
+
+/// Emits an event to the process's audit, if there is one: numbered, queued or dropped and counted, never waited for.
+/// Not for the per-packet path.
+pub fn emit(event: Event) {
+    if let Some(audit) = PROCESS.get() {
+        audit.emit(event);
+    }
 }
 
 /// What [`capture`] collected.

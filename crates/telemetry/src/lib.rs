@@ -9,6 +9,8 @@ mod correlation;
 pub mod docs;
 pub mod log;
 pub mod metrics;
+pub mod recovery;
+pub mod settings;
 pub mod sink;
 pub mod timeline;
 pub mod trace;

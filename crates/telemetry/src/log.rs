@@ -252,6 +252,14 @@ pub async fn follow_signals(handle: LogHandle) -> std::io::Result<()> {
     }
 }
 
+/// Says whether a filter parses.
+///
+/// # Errors
+/// [`LogError::Filter`].
+pub fn check_filter(filter: &str) -> Result<(), LogError> {
+    parse_filter(filter).map(|_| ())
+}
+
 fn parse_filter(filter: &str) -> Result<EnvFilter, LogError> {
     EnvFilter::builder()
         .parse(filter)

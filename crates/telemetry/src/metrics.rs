@@ -245,8 +245,13 @@ pub fn install(definitions: &[&[MetricDef]]) -> Result<Registry, MetricsError> {
 }
 
 /// This crate's own metrics: they are part of every registry.
-pub const OWN: &[&[MetricDef]] =
-    &[crate::log::METRICS, crate::audit::METRICS, crate::sink::METRICS, crate::trace::METRICS];
+pub const OWN: &[&[MetricDef]] = &[
+    crate::log::METRICS,
+    crate::audit::METRICS,
+    crate::sink::METRICS,
+    crate::trace::METRICS,
+    crate::recovery::METRICS,
+];
 
 fn all<'a>(definitions: &'a [&'a [MetricDef]]) -> impl Iterator<Item = &'a MetricDef> {
     OWN.iter().chain(definitions).flat_map(|part| part.iter())

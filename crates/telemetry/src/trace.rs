@@ -6,15 +6,20 @@
 
 mod exporter;
 
+use std::cell::Cell;
+use std::ops::Range;
 use std::sync::OnceLock;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use jump_session::ids::AttemptId;
-use opentelemetry::Context;
 use opentelemetry::propagation::{Extractor, Injector, TextMapPropagator};
-use opentelemetry::trace::{SpanContext, SpanId, TraceContextExt, TraceFlags, TraceId, TraceState};
+use opentelemetry::trace::{
+    Span as _, SpanBuilder, SpanContext, SpanId, TraceContextExt, TraceFlags, TraceId, TraceState,
+    Tracer as _, TracerProvider as _,
+};
+use opentelemetry::{Context, KeyValue};
 use opentelemetry_sdk::propagation::TraceContextPropagator;
-use opentelemetry_sdk::trace::{Sampler, SdkTracerProvider};
+use opentelemetry_sdk::trace::{IdGenerator, RandomIdGenerator, Sampler, SdkTracer, SdkTracerProvider};
 use serde::Deserialize;
 use tonic::codegen::http;
 use tonic::metadata::{Ascii, KeyRef, MetadataKey, MetadataMap, MetadataValue};
@@ -61,7 +66,7 @@ pub const SPANS_DROPPED: MetricDef = MetricDef {
 pub const METRICS: &[MetricDef] = &[SPANS_QUEUED, SPANS_EXPORTED, SPANS_DROPPED];
 
 /// The `[trace]` table of a configuration file.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TraceConfig {
     /// The collector: `http://host:4317`, or `https://…` with `tls`.
@@ -81,6 +86,31 @@ pub struct TraceConfig {
     /// How long one request to the collector may take. A batch that fails is dropped and counted.
     #[serde(default = "timeout", with = "humantime_serde")]
     pub timeout: Duration,
+}
+
+impl TraceConfig {
+    /// Traces to a collector, with the default bounds.
+    pub fn new(endpoint: impl Into<String>) -> Self {
+        Self {
+            endpoint: endpoint.into(),
+            tls: None,
+            ratio: ratio(),
+            filter: filter(),
+            queue_spans_max: queue_spans_max(),
+            timeout: timeout(),
+        }
+    }
+
+    /// What is wrong with the settings, as far as can be said without opening anything.
+    pub fn problems(&self) -> Vec<String> {
+        let ratio = (!(0.0..=1.0).contains(&self.ratio)).then(|| TraceError::Ratio(self.ratio).to_string());
+        let endpoint = (!self.endpoint.starts_with("http://") && !self.endpoint.starts_with("https://"))
+            .then(|| {
+                format!("trace.endpoint {:?} must be a URL such as http://127.0.0.1:4317", self.endpoint)
+            });
+        let filter = crate::log::check_filter(&self.filter).err().map(|error| error.to_string());
+        ratio.into_iter().chain(endpoint).chain(filter).collect()
+    }
 }
 
 fn ratio() -> f64 {
@@ -119,6 +149,28 @@ pub enum TraceError {
 /// The share of attempts that are sampled: what [`TraceConfig::ratio`] says, 0 before.
 static RATIO: OnceLock<f64> = OnceLock::new();
 
+thread_local! {
+    /// The ids of the root that this thread is recording.
+    static ROOT: Cell<Option<(TraceId, SpanId)>> = const { Cell::new(None) };
+}
+
+/// Random ids, but for the root of an attempt, whose ids both sides know.
+#[derive(Debug, Default)]
+struct Ids(RandomIdGenerator);
+
+impl IdGenerator for Ids {
+    fn new_trace_id(&self) -> TraceId {
+        ROOT.get().map_or_else(|| self.0.new_trace_id(), |(trace, _)| trace)
+    }
+
+    fn new_span_id(&self) -> SpanId {
+        ROOT.get().map_or_else(|| self.0.new_span_id(), |(_, span)| span)
+    }
+}
+
+/// Records spans that are over already.
+static TRACER: OnceLock<SdkTracer> = OnceLock::new();
+
 /// Builds the provider and its exporter.
 pub(crate) fn start(
     config: &TraceConfig,
@@ -138,11 +190,13 @@ pub(crate) fn start(
     let provider = SdkTracerProvider::builder()
         .with_resource(resource.build())
         .with_sampler(Sampler::ParentBased(Box::new(Sampler::TraceIdRatioBased(config.ratio))))
+        .with_id_generator(Ids::default())
         .with_max_attributes_per_span(64)
         .with_max_events_per_span(64)
         .with_span_processor(processor)
         .build();
     let _ = RATIO.set(config.ratio);
+    let _ = TRACER.set(provider.tracer("jump"));
     Ok((provider, guard))
 }
 
@@ -176,7 +230,49 @@ fn ratio_in_force() -> f64 {
     RATIO.get().copied().unwrap_or_default()
 }
 
-/// The parent of all spans of an attempt: known to both sides, recorded by neither.
+/// Records a span of an attempt that is over already, below the attempt's root. Costs nothing where nothing is traced.
+pub fn past_span(
+    attempt: AttemptId,
+    name: &'static str,
+    time: Range<SystemTime>,
+    attributes: &[(&'static str, String)],
+) {
+    let context = attempt_context(attempt, ratio_in_force());
+    if let Some(tracer) = TRACER.get().filter(|_| context.is_sampled()) {
+        let parent = Context::new().with_remote_span_context(context);
+        record(tracer, tracer.span_builder(name), &parent, time, attributes);
+    }
+}
+
+/// Records the root of an attempt's trace, which is over already: the parent of every [`past_span`] and of every span
+/// that [`join_attempt`]s, on whichever side.
+pub fn past_root(
+    attempt: AttemptId,
+    name: &'static str,
+    time: Range<SystemTime>,
+    attributes: &[(&'static str, String)],
+) {
+    let context = attempt_context(attempt, ratio_in_force());
+    if let Some(tracer) = TRACER.get().filter(|_| context.is_sampled()) {
+        ROOT.set(Some((context.trace_id(), context.span_id())));
+        record(tracer, tracer.span_builder(name), &Context::new(), time, attributes);
+        ROOT.set(None);
+    }
+}
+
+fn record(
+    tracer: &SdkTracer,
+    span: SpanBuilder,
+    parent: &Context,
+    time: Range<SystemTime>,
+    attributes: &[(&'static str, String)],
+) {
+    let attributes = attributes.iter().map(|(key, value)| KeyValue::new(*key, value.clone()));
+    let span = span.with_start_time(time.start).with_attributes(attributes);
+    tracer.build_with_context(span, parent).end_with_timestamp(time.end);
+}
+
+/// The root of all spans of an attempt: known to both sides, recorded by the client when it is over ([`past_root`]).
 fn attempt_context(attempt: AttemptId, ratio: f64) -> SpanContext {
     let number = attempt.as_uuid().as_u128();
     // A UUID has fixed bits, and a time in it makes neighbours alike; sampling wants the low half evenly spread.

@@ -2,9 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
+
+use jump_telemetry::settings::{Observability, Overrides};
 
 /// The settings as flags; each can be given as an environment variable too, or in the file.
 #[derive(Debug, Clone, Default, clap::Args)]
@@ -102,6 +104,15 @@ pub struct Flags {
     /// Log format: json or human [default: json]
     #[arg(long, env = "JUMP_GATEWAY_LOG_FORMAT", value_name = "VALUE")]
     pub log_format: Option<String>,
+    /// File for audit events; more sinks in the file's [audit] table [default: none]
+    #[arg(long, env = "JUMP_GATEWAY_AUDIT_FILE", value_name = "FILE")]
+    pub audit_file: Option<String>,
+    /// Collector of traces (OTLP over gRPC), such as http://127.0.0.1:4317 [default: none]
+    #[arg(long, env = "JUMP_GATEWAY_TRACE_ENDPOINT", value_name = "URL")]
+    pub trace_endpoint: Option<String>,
+    /// Share of traces that are recorded, 0 to 1; the same on every program [default: 0.1]
+    #[arg(long, env = "JUMP_GATEWAY_TRACE_RATIO", value_name = "VALUE")]
+    pub trace_ratio: Option<String>,
 }
 
 impl Flags {
@@ -158,6 +169,7 @@ pub(super) struct Settings {
     values: BTreeMap<String, Vec<String>>,
     errors: Vec<String>,
     faulty: Vec<&'static str>,
+    observability: Observability,
 }
 
 impl Settings {
@@ -174,10 +186,26 @@ impl Settings {
     }
 
     pub(super) fn from_parts(flags: &Flags, file: Option<&str>) -> Self {
-        let mut settings = Self { values: BTreeMap::new(), errors: Vec::new(), faulty: Vec::new() };
+        let mut settings = Self {
+            values: BTreeMap::new(),
+            errors: Vec::new(),
+            faulty: Vec::new(),
+            observability: Observability::default(),
+        };
         let known: Vec<&'static str> = flags.entries().map(|(key, _)| key).to_vec();
         match file.map(str::parse::<toml::Table>).transpose() {
-            Ok(table) => settings.flatten("", table.unwrap_or_default(), &known),
+            Ok(table) => {
+                let mut table = table.unwrap_or_default();
+                let overrides = Overrides {
+                    audit_file: flags.audit_file.as_deref().map(Path::new),
+                    trace_endpoint: flags.trace_endpoint.as_deref(),
+                    trace_ratio: flags.trace_ratio.as_deref(),
+                };
+                let (observability, problems) = Observability::take(&mut table, overrides);
+                settings.observability = observability;
+                settings.errors.extend(problems);
+                settings.flatten("", table, &known);
+            }
             Err(error) => {
                 let first = error.message().lines().next().unwrap_or("not valid TOML").to_owned();
                 let text = file.unwrap_or_default();
@@ -218,6 +246,10 @@ impl Settings {
                 self.error(format!("unknown setting {key} (did you mean {nearest}?)"));
             }
         }
+    }
+
+    pub(super) fn observability(&mut self) -> Observability {
+        std::mem::take(&mut self.observability)
     }
 
     pub(super) fn error(&mut self, error: String) {

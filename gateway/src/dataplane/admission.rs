@@ -8,7 +8,7 @@ use jump_session::gateway::Nanos;
 
 use super::session::{Entry, Handshake, Stage};
 use super::slab::Rest;
-use super::{Answered, ReceiverIndex};
+use super::{Answered, ReceiverIndex, Suspect};
 use super::{CLAIM_WAIT, Count, DataPlane, DropReason, HANDSHAKE_WAIT, InitJob, Place, Tick, Wire, take_due};
 
 const SECOND: Nanos = 1_000_000_000;
@@ -52,8 +52,9 @@ impl DataPlane {
         };
         let loaded = self.load.note(tick.now) > self.limits.cookie_above_per_second
             || self.answered * 2 > self.limits.handshakes_max;
+        let flood = |reason| Suspect { reason, session: None, source, destination: None };
         if loaded && admission == Admission::NoCookie {
-            self.counters.drop(DropReason::NoCookie);
+            self.counters.drop_of(flood(DropReason::NoCookie));
             let mut nonce = [0; 16];
             if self.entropy.fill(&mut nonce).is_ok() {
                 let slot = wire.to_client(source, COOKIE_REPLY_LEN);
@@ -66,7 +67,7 @@ impl DataPlane {
             return;
         }
         if !self.sources.take(source, tick.now) {
-            return self.counters.drop(DropReason::SourceRate);
+            return self.counters.drop_of(flood(DropReason::SourceRate));
         }
         let Ok(local) = self.entries.insert(Entry::Reserved, tick.now) else {
             return self.counters.drop(DropReason::TableFull);

@@ -190,6 +190,8 @@ pub enum Event {
     },
     /// Something to log. May be lost.
     Note(Note),
+    /// Somebody whose datagrams were refused; one of each kind and second. May be lost.
+    Suspect(super::Suspect),
 }
 
 /// A confirmed handshake.

@@ -1,6 +1,10 @@
 //! What the data plane counts: plain numbers on its own thread, published to shared atomics between batches.
 
+use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering};
+
+use jump_crypto::ids::{DeviceKey, Epoch, SessionId};
+use jump_session::gateway::Nanos;
 
 macro_rules! counted {
     ($(#[$meta:meta])* $name:ident { $($(#[$doc:meta])* $variant:ident => $label:literal,)* }) => {
@@ -139,9 +143,31 @@ counted! {
     }
 }
 
+/// Somebody whose datagram was refused for a reason that security wants to know.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Suspect {
+    /// Why it was refused.
+    pub reason: DropReason,
+    /// The session whose index or addresses it bore, with its correlation id, epoch and device.
+    pub session: Option<(SessionId, [u8; 16], Epoch, DeviceKey)>,
+    /// Where it came from.
+    pub source: SocketAddr,
+    /// The inner destination, where the reason is about one.
+    pub destination: Option<IpAddr>,
+}
+
+/// The first suspect of every reason since they were taken.
+type Suspects = [Option<Suspect>; DropReason::ALL.len()];
+
+/// Time between two looks at the suspects, in nanoseconds.
+const SUSPECTS_INTERVAL: Nanos = 1_000_000_000;
+
 /// The data plane's own numbers.
 #[derive(Debug)]
 pub struct Counters {
+    suspects: Suspects,
+    suspicious: bool,
+    suspects_due: Nanos,
     drops: [u64; DropReason::ALL.len()],
     counts: [u64; Count::ALL.len()],
 }
@@ -149,7 +175,31 @@ pub struct Counters {
 impl Counters {
     /// All zero.
     pub(crate) fn new() -> Self {
-        Self { drops: [0; DropReason::ALL.len()], counts: [0; Count::ALL.len()] }
+        Self {
+            suspects: [None; DropReason::ALL.len()],
+            suspicious: false,
+            suspects_due: 0,
+            drops: [0; DropReason::ALL.len()],
+            counts: [0; Count::ALL.len()],
+        }
+    }
+
+    /// Counts one dropped datagram or packet, and remembers its sender if it is the first for a while.
+    #[cold]
+    pub(crate) fn drop_of(&mut self, suspect: Suspect) {
+        self.drop(suspect.reason);
+        self.suspects[suspect.reason as usize].get_or_insert(suspect);
+        self.suspicious = true;
+    }
+
+    /// The suspects of the last while, if there are any and it is time to tell them.
+    pub(crate) fn take_suspects(&mut self, now: Nanos) -> Option<Suspects> {
+        if !self.suspicious || now < self.suspects_due {
+            return None;
+        }
+        self.suspicious = false;
+        self.suspects_due = now.saturating_add(SUSPECTS_INTERVAL);
+        Some(std::mem::replace(&mut self.suspects, [None; DropReason::ALL.len()]))
     }
 
     /// Counts one dropped datagram or packet.

@@ -38,7 +38,7 @@ use jump_session::gateway::{Effect, Nanos, Timing};
 use tokio::sync::mpsc;
 
 pub use command::*;
-pub use counters::{Count, Counters, DropReason, SharedCounters};
+pub use counters::{Count, Counters, DropReason, SharedCounters, Suspect};
 pub use limiter::Rate;
 pub use links::Link;
 pub use parking::{PACKETS_MAX, TOTAL_BYTES_MAX, WAIT_MAX};
@@ -279,6 +279,10 @@ impl DataPlane {
             if self.given_up.get(&session).is_some_and(|given_up| given_up.until <= now) {
                 self.given_up.remove(&session);
             }
+        }
+        for suspect in self.counters.take_suspects(now).into_iter().flatten().flatten() {
+            // One that is lost is counted all the same.
+            let _ = self.events.try_send(Event::Suspect(suspect));
         }
         while let Some(event) = self.unsent.pop_front() {
             if let Err(error) = self.events.try_send(event) {

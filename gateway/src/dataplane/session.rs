@@ -10,6 +10,7 @@ use jump_session::gateway::{GatewaySession, Nanos, Timing};
 
 use super::fair::Share;
 use super::timers::Armed;
+use super::{DropReason, Suspect};
 
 /// The entry of one local index.
 pub(crate) enum Entry {
@@ -121,6 +122,18 @@ pub(crate) struct Outcome {
 }
 
 impl Session {
+    /// Who is to be told about when a datagram of this session is refused.
+    #[cold]
+    pub(crate) fn suspect(
+        &self,
+        reason: DropReason,
+        source: SocketAddr,
+        destination: Option<IpAddr>,
+    ) -> Suspect {
+        let session = Some((self.id, self.correlation, self.machine.epoch(), self.device));
+        Suspect { reason, session, source, destination }
+    }
+
     /// When something is due.
     pub(crate) fn due(&self, timing: &Timing) -> Nanos {
         let outcome = self.outcome.as_ref().map_or(Nanos::MAX, |outcome| outcome.until);

@@ -81,7 +81,9 @@ impl DataPlane {
                 let len = record.len();
                 let opened = match session.opening.open(record) {
                     Ok(opened) => opened,
-                    Err(error) => return self.counters.drop(refusal(error)),
+                    Err(error) => {
+                        return self.counters.drop_of(session.suspect(refusal(error), source, None));
+                    }
                 };
                 self.fairness.charge(&mut session.share);
                 session.machine.on_record(
@@ -384,10 +386,12 @@ pub(super) fn deliver<W: Wire>(
         return counters.drop(DropReason::InnerMalformed);
     };
     if !session.inner.has(header.source) {
-        return counters.drop(DropReason::InnerSource);
+        let (path, to) = (session.machine.path(), Some(header.destination));
+        return counters.drop_of(session.suspect(DropReason::InnerSource, path, to));
     }
     if !session.may_reach(header.destination) {
-        return counters.drop(DropReason::InnerDestination);
+        let (path, to) = (session.machine.path(), Some(header.destination));
+        return counters.drop_of(session.suspect(DropReason::InnerDestination, path, to));
     }
     wire.to_inner(packet);
     counters.add(Count::PacketsUp);

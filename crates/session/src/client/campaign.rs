@@ -297,7 +297,8 @@ impl Client {
         match self.handshake(now, path, gateway, claim, reason, false, key, None) {
             Ok(handshake) => {
                 self.transmit(path, handshake.init.to_vec());
-                self.events.push_back(Event::Attempted { gateway, attach_seq: claim.attach_seq, reason });
+                let Claim { attach_seq, attempt } = claim;
+                self.events.push_back(Event::Attempted { gateway, attach_seq, attempt, reason });
                 if let Some(campaign) = &mut self.campaign {
                     campaign.tries.push(handshake);
                 }

@@ -9,7 +9,7 @@ use jump_crypto::entropy::EntropyError;
 use super::detection::RoundTrip;
 use super::state::State;
 use crate::frame::Accepted;
-use crate::ids::{AttachSeq, Epoch, Incarnation, NodeId, SessionId};
+use crate::ids::{AttachSeq, AttemptId, Epoch, Incarnation, NodeId, SessionId};
 use crate::reason::Reason;
 
 /// The time of an input.
@@ -95,6 +95,8 @@ pub struct Attached {
     pub path: PathId,
     /// Why the client attached.
     pub reason: Reason,
+    /// The attempt that was accepted: the same id names it at the gateway and in control.
+    pub attempt: AttemptId,
     /// True for the first acceptance of a new session.
     pub born: bool,
     /// How long it took.
@@ -140,6 +142,8 @@ pub enum Event {
         gateway: SocketAddr,
         /// Its place in the client's order.
         attach_seq: AttachSeq,
+        /// Its id, the same at the gateway and in control.
+        attempt: AttemptId,
         /// Why the client attaches.
         reason: Reason,
     },

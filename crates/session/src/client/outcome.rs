@@ -216,6 +216,7 @@ impl Client {
             gateway: link.gateway,
             path: link.path,
             reason,
+            attempt: confirming.claim.attempt,
             born,
             timings,
             accepted,

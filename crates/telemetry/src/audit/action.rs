@@ -177,6 +177,7 @@ actions! {
         HandoverStarted = "session_handover_started", TunnelActivity, 99 "Other", Informational, ok, "A live owner was asked to stop for another.";
         Fenced = "session_fenced", TunnelActivity, 99 "Other", Informational, ok, "The old owner stopped forwarding.";
         OwnerChanged = "session_owner_changed", TunnelActivity, 3 "Renew", Informational, ok, "Another node became the owner in a new epoch.";
+        Activated = "session_activated", TunnelActivity, 99 "Other", Informational, ok, "The owner forwards for the session.";
         Released = "session_released", TunnelActivity, 99 "Other", Low, ok, "The owner gave the session up; anyone may claim it.";
         Terminated = "session_terminated", TunnelActivity, 2 "Close", Informational, ok, "The session ended for good.";
         StateChanged = "session_state_changed", TunnelActivity, 99 "Other", Informational, ok, "The session's state machine changed its state.";
@@ -185,6 +186,8 @@ actions! {
         PathDegraded = "session_path_degraded", TunnelActivity, 99 "Other", Low, ok, "The path's quality fell below the policy.";
         PathRecovered = "session_path_recovered", TunnelActivity, 99 "Other", Informational, ok, "The path's quality is good again.";
         Rekeyed = "session_rekeyed", TunnelActivity, 3 "Renew", Informational, ok, "Fresh keys inside the epoch.";
+        AttemptRejected = "session_attempt_rejected", TunnelActivity, 99 "Other", Low, fails, "The client was told that its attempt was rejected.";
+        Ended = "session_ended", TunnelActivity, 99 "Other", Informational, ok, "The client learned that the session is over, or ended it.";
         Recovered = "session_recovered", TunnelActivity, 3 "Renew", Informational, ok, "Service is back; the durations say how long it was gone and why.";
     }
 }
@@ -203,6 +206,7 @@ actions! {
         Started = "node_started", ApplicationLifecycle, 3 "Start", Informational, ok, "A node registered a new run.";
         Stopped = "node_stopped", ApplicationLifecycle, 4 "Stop", Informational, ok, "A node deregistered.";
         Lost = "node_lost", ApplicationLifecycle, 4 "Stop", High, fails, "A node's lease ended or its supervisor reported its death.";
+        Gone = "node_gone", ApplicationLifecycle, 4 "Stop", Low, ok, "A replica saw a node's registration vanish: its lease ended, or another replica was told.";
         WorkerRestarted = "node_worker_restarted", ApplicationLifecycle, 5 "Restart", Medium, ok, "A supervisor replaced its worker.";
         Draining = "node_draining", ApplicationLifecycle, 8 "Update", Informational, ok, "A node began to hand its sessions over.";
         Undrained = "node_undrained", ApplicationLifecycle, 8 "Update", Informational, ok, "A node takes sessions again.";

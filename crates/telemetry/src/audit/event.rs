@@ -26,6 +26,8 @@ pub enum Actor {
     Device(DeviceKey),
     /// A person or program with an operator's or reader's certificate.
     Operator(String),
+    /// Somebody without a usable certificate.
+    Unknown,
 }
 
 impl Actor {
@@ -36,13 +38,14 @@ impl Actor {
             Self::Node(_) => "node",
             Self::Device(_) => "device",
             Self::Operator(_) => "operator",
+            Self::Unknown => "unknown",
         }
     }
 
-    /// The actor's name or key; `None` for the system itself.
+    /// The actor's name or key; `None` for the system itself and for strangers.
     pub fn name(&self) -> Option<String> {
         match self {
-            Self::System => None,
+            Self::System | Self::Unknown => None,
             Self::Node(node) => Some(node.to_string()),
             Self::Device(key) => Some(key.to_string()),
             Self::Operator(name) => Some(name.clone()),

@@ -226,6 +226,7 @@ fn actor(actor: &Actor) -> Value {
         Actor::Node(node) => json!({ "app_name": "jump-gateway", "app_uid": node.as_str() }),
         Actor::Device(key) => json!({ "user": { "uid": key.to_string(), "type": "device", "type_id": 99 } }),
         Actor::Operator(name) => json!({ "user": { "name": name, "type": "Admin", "type_id": 2 } }),
+        Actor::Unknown => json!({ "user": { "name": "unknown", "type": "Unknown", "type_id": 0 } }),
     }
 }
 

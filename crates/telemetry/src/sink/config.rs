@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde::Deserialize;
 
 /// One `[[audit.sinks]]` table.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(tag = "kind", rename_all = "lowercase")]
 pub enum SinkConfig {
     /// A file, rotated by size.
@@ -58,7 +58,7 @@ impl Default for QueueConfig {
 }
 
 /// A file, rotated by size: `path`, `path.1`, … `path.N`.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct FileConfig {
     /// The sink's name: 1 to 32 characters of `a-z`, `0-9` and `-`.
@@ -76,6 +76,19 @@ pub struct FileConfig {
     pub queue: QueueConfig,
 }
 
+impl FileConfig {
+    /// A file with the default bounds.
+    pub fn new(name: &str, path: PathBuf) -> Self {
+        Self {
+            name: name.to_owned(),
+            path,
+            rotate_bytes: rotate_bytes(),
+            keep_files: keep_files(),
+            queue: QueueConfig::default(),
+        }
+    }
+}
+
 /// How syslog messages travel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -89,7 +102,7 @@ pub enum SyslogTransport {
 }
 
 /// Syslog, RFC 5424.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SyslogConfig {
     /// The sink's name.
@@ -112,7 +125,7 @@ pub struct SyslogConfig {
 }
 
 /// OpenTelemetry logs over gRPC (OTLP).
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct OtlpConfig {
     /// The sink's name.
@@ -136,7 +149,7 @@ pub struct OtlpConfig {
 }
 
 /// Batches of newline-delimited JSON, one POST each.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct HttpConfig {
     /// The sink's name.
@@ -164,7 +177,7 @@ pub struct HttpConfig {
 }
 
 /// A bounded spool on disk.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SpoolConfig {
     /// The directory, for this sink alone; created if missing. What an earlier run left there is delivered first.
@@ -175,7 +188,7 @@ pub struct SpoolConfig {
 }
 
 /// Who the receiver must be, and who we are to it.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TlsConfig {
     /// The certificates of the authorities to trust, PEM. No others are trusted.

@@ -19,8 +19,11 @@ pub(crate) fn start(sinks: &str) -> (Audit, AuditGuard) {
     }
     let page: Page = toml::from_str(sinks).expect("valid settings");
     let identity = Identity { component: "gateway".into(), node: "gw1".into(), version: "0.1.0".into() };
-    audit::start(identity, AuditConfig { queue_events_max: 65_536, sinks: page.sinks })
-        .expect("the sinks start")
+    audit::start(
+        identity,
+        AuditConfig { queue_events_max: 65_536, sinks: page.sinks, ..AuditConfig::default() },
+    )
+    .expect("the sinks start")
 }
 
 /// The n-th event of a test.

@@ -1,0 +1,130 @@
+//! What the device tells auditors and traces: its decisions, its transitions, and how long the user was without service.
+
+use std::time::{Duration, SystemTime};
+
+use jump_session::client::{Attached, Event as News, Status};
+use jump_session::ids::DeviceKey;
+use jump_session::reason::Reason;
+use jump_telemetry::audit::{Actor, Event, Identity, RecoveryDurations, SecurityAction, SessionAction, emit};
+use jump_telemetry::recovery;
+
+/// Who emits: this device.
+pub fn instance(device_name: &str) -> Identity {
+    Identity {
+        component: "client".to_owned(),
+        node: device_name.to_owned(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+    }
+}
+
+/// Turns the machine's news into events, metrics and spans.
+pub(super) struct Teller {
+    device: DeviceKey,
+    name: String,
+    correlation: Option<[u8; 16]>,
+    /// An acceptance whose first byte has not come yet, and when it was.
+    pending: Option<(Box<Attached>, SystemTime)>,
+}
+
+impl Teller {
+    pub(super) fn new(device: DeviceKey, name: String) -> Self {
+        Self { device, name, correlation: None, pending: None }
+    }
+
+    /// The session's correlation id as text, once it is known.
+    pub(super) fn correlation(&self) -> Option<String> {
+        self.correlation.map(|correlation| uuid::Uuid::from_bytes(correlation).to_string())
+    }
+
+    /// Tells one piece of news; `status` is the machine's after it.
+    pub(super) fn tell(&mut self, news: &News, status: &Status) {
+        match news {
+            News::OpenPath { .. } | News::ClosePath { .. } | News::Persist { .. } => {}
+            News::StateChanged { from, to, reason } => {
+                self.session(SessionAction::StateChanged, status, |event| {
+                    event.reason(*reason).states(from.code(), to.code())
+                });
+            }
+            News::Attempted { gateway, attach_seq, reason, .. } => {
+                self.session(SessionAction::ReattachStarted, status, |event| {
+                    event.reason(*reason).detail(format!("attempt {} at {gateway}", attach_seq.0))
+                });
+            }
+            News::Attached(attached) => {
+                self.correlation = Some(attached.accepted.correlation);
+                self.recovered(Duration::ZERO);
+                self.pending = Some((attached.clone(), SystemTime::now()));
+            }
+            News::FirstByte { after, .. } => self.recovered(*after),
+            News::Rekeyed { .. } => {
+                self.session(SessionAction::Rekeyed, status, |event| event.reason(Reason::Rekey));
+            }
+            News::Rejected { gateway, reason, current_epoch, .. } => {
+                self.session(SessionAction::AttemptRejected, status, |event| {
+                    event.epoch(*current_epoch).reason(*reason).detail(format!("by {gateway}"))
+                });
+            }
+            News::Untrusted { gateway, error } => {
+                let event = self.security(SecurityAction::BadGrant, status);
+                emit(event.source(*gateway).detail(error.to_string()));
+            }
+            News::Terminated { reason } => {
+                self.recovered(Duration::ZERO);
+                self.session(SessionAction::Ended, status, |event| event.reason(*reason));
+            }
+            News::NoEntropy(error) => {
+                emit(self.security(SecurityAction::EntropyFailed, status).detail(error.to_string()));
+            }
+        }
+    }
+
+    /// Ends what the last acceptance began: with its first byte, or without one when something else comes first.
+    fn recovered(&mut self, first_byte: Duration) {
+        let Some((attached, accepted_at)) = self.pending.take() else { return };
+        let timings = attached.timings;
+        let durations = RecoveryDurations {
+            detect: timings.detect,
+            handshake: timings.handshake,
+            commit: timings.commit,
+            first_byte,
+        };
+        recovery::completed(attached.attempt, attached.reason, accepted_at, durations);
+        let accepted = &attached.accepted;
+        if !attached.born {
+            let event = Event::session(SessionAction::Recovered, accepted.session)
+                .correlation(accepted.correlation)
+                .epoch(accepted.epoch)
+                .reason(attached.reason)
+                .on_node(&attached.node)
+                .recovery(durations)
+                .detail(format!("attempt {} at {}", attached.attempt, attached.gateway));
+            emit(self.by_device(event));
+        }
+    }
+
+    fn session(&self, action: SessionAction, status: &Status, add: impl FnOnce(Event) -> Event) {
+        // Before its birth is accepted a session has no name; the gateways' and control's events tell of it.
+        let Some(session) = status.session else { return };
+        let event = self.by_device(Event::session(action, session)).epoch(status.epoch);
+        emit(add(self.correlated(event)));
+    }
+
+    fn security(&self, action: SecurityAction, status: &Status) -> Event {
+        let event = self.by_device(Event::security(action)).epoch(status.epoch);
+        self.correlated(match status.session {
+            Some(session) => event.with_session(session),
+            None => event,
+        })
+    }
+
+    fn by_device(&self, event: Event) -> Event {
+        event.device(self.device, self.name.clone()).actor(Actor::Device(self.device))
+    }
+
+    fn correlated(&self, event: Event) -> Event {
+        match self.correlation {
+            Some(correlation) => event.correlation(correlation),
+            None => event,
+        }
+    }
+}
