@@ -390,7 +390,7 @@ impl World {
                     let change = Change::Terminate { by, reason };
                     self.call(at, Call::Change { session, change }, Purpose::Tell, 0);
                 }
-                Ok(News::Note(_)) => {}
+                Ok(News::Note(_) | News::Suspect(_)) => {}
                 Err(_) => break,
             }
         }
