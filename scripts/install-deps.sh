@@ -11,6 +11,7 @@
 #   etcd      the etcd server of the three-node store
 #   embedded  nothing (the store is part of jump-control)
 #   test      packet capture, for checks that a paused gateway forwards nothing; the syslog server of the audit tests
+#   images    a container engine, and what makes base images without a registry
 #   helm      Python's virtual environments, for the chart's test
 #   observability  the syslog server, and promtool for the alert rules
 set -eu
@@ -71,6 +72,11 @@ for group in "$@"; do
             need tcpdump command -v tcpdump
             need_syslog
             ;;
+        images)
+            need docker.io command -v dockerd
+            need docker-compose command -v docker-compose
+            need mmdebstrap command -v mmdebstrap
+            ;;
         helm)
             need python3-venv python3 -c 'import ensurepip, venv'
             ;;
@@ -79,7 +85,7 @@ for group in "$@"; do
             need prometheus command -v promtool
             ;;
         *)
-            echo "install-deps: unknown group '$group'; the groups are build, demo, iperf, peers, callgrind, etcd, embedded, test, helm and observability" >&2
+            echo "install-deps: unknown group '$group'; the groups are build, demo, iperf, peers, callgrind, etcd, embedded, test, images, helm and observability" >&2
             exit 2
             ;;
     esac
