@@ -70,6 +70,7 @@ for group in "$@"; do
         embedded) ;;
         test)
             need tcpdump command -v tcpdump
+            need nftables command -v nft
             need_syslog
             ;;
         images)

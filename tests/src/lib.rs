@@ -4,4 +4,5 @@ pub mod dataplane;
 pub mod demo;
 pub mod failover;
 pub mod lab;
+pub mod scenario;
 pub mod support;

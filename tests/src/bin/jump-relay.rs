@@ -31,6 +31,12 @@ struct Arguments {
     /// Probability that a datagram is sent twice.
     #[arg(long, default_value_t = 0.0, value_parser = probability)]
     duplicate: f64,
+    /// At most so many bits per second and direction; 0 for no limit.
+    #[arg(long, default_value_t = 0, value_name = "BITS")]
+    rate: u64,
+    /// Drops packets larger than this, headers included; 0 for no limit.
+    #[arg(long, default_value_t = 0, value_name = "BYTES")]
+    mtu: usize,
     /// Gives every client a new port towards the server every so many seconds; 0 for never.
     #[arg(long, default_value_t = 0, value_name = "SECONDS")]
     rebind_every: u64,
@@ -59,7 +65,9 @@ fn main() -> Result<()> {
         jitter: Duration::from_millis(arguments.jitter),
         reorder: arguments.reorder,
         duplicate: arguments.duplicate,
-        blackhole: false,
+        rate_bits: arguments.rate,
+        mtu: arguments.mtu,
+        ..Impairment::default()
     };
     let relay = Relay::start(socket, arguments.server, rule, rule, arguments.seed)?;
     eprintln!("relaying {} to {}", relay.address(), arguments.server);

@@ -1,5 +1,6 @@
 //! Enrols many devices that are nothing but a key, over one connection to control.
 
+use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
@@ -33,12 +34,13 @@ pub fn enrol(
         .map(|_| DeviceSecret::generate(&mut entropy).context("a device key"))
         .collect::<Result<_>>()?;
     let public: Vec<_> = keys.iter().map(|key| key.public().to_string()).collect();
+    let wan = control.wan;
     control
         .namespace
         .enter(|| {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
             runtime.block_on(async {
-                let channel = connect(control, identity).await?;
+                let channel = connect(wan, identity).await?;
                 let mut under_way = JoinSet::new();
                 let mut done = 0;
                 for (i, key) in public.into_iter().enumerate() {
@@ -81,18 +83,18 @@ async fn enrol_one(channel: Channel, device_key: String, i: usize) -> Result<()>
     bail!("enrolling virtual device {i}: {last:?}")
 }
 
-/// A connection to a control replica from inside its own namespace.
+/// A connection to a control replica, from inside a namespace that reaches it.
 ///
 /// # Errors
 /// When it does not answer or its certificate is not trusted.
-pub async fn connect(control: &Host, identity: &Identity) -> Result<Channel> {
+pub async fn connect(control: Ipv4Addr, identity: &Identity) -> Result<Channel> {
     let read =
         |path: &std::path::Path| std::fs::read(path).with_context(|| format!("reading {}", path.display()));
     let tls = ClientTlsConfig::new()
         .ca_certificate(Certificate::from_pem(read(&identity.ca)?))
         .identity(TlsIdentity::from_pem(read(&identity.certificate)?, read(&identity.key)?))
-        .domain_name(control.wan.to_string());
-    Endpoint::from_shared(format!("https://{}", control.wan_socket(CONTROL_PORT)))?
+        .domain_name(control.to_string());
+    Endpoint::from_shared(format!("https://{control}:{CONTROL_PORT}"))?
         .tls_config(tls)?
         .connect_timeout(Duration::from_secs(5))
         .connect()

@@ -141,6 +141,7 @@ enum Command {
     Pace { group: usize, every: Option<Duration> },
     Rebind { group: usize, share: f64, address_too: bool },
     Move { group: usize, targets: Vec<SocketAddr> },
+    Spread { group: usize, targets: Vec<SocketAddr>, turn: usize },
     Release { group: usize, per_second: f64 },
 }
 
@@ -248,6 +249,12 @@ impl Fleet {
     /// Lets a group's devices leave their gateways for one of `targets`.
     pub fn request_move(&self, group: usize, targets: &[SocketAddr]) {
         self.command(&Command::Move { group, targets: targets.to_vec() });
+    }
+
+    /// Lets each of a group's devices leave for the gateway at the place of its own number plus `turn`, unless it is
+    /// there already.
+    pub fn spread(&self, group: usize, targets: &[SocketAddr], turn: usize) {
+        self.command(&Command::Spread { group, targets: targets.to_vec(), turn });
     }
 
     /// Ends a phase: returns the round-trip times of each group since the last call.

@@ -195,7 +195,7 @@ impl Network {
 }
 
 /// Applies a rule set inside a host.
-fn nft(host: &Host, rules: &str) -> Result<()> {
+pub(super) fn nft(host: &Host, rules: &str) -> Result<()> {
     let mut child = host
         .namespace
         .command("nft".as_ref())

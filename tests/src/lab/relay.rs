@@ -1,5 +1,5 @@
-//! A UDP relay that impairs what passes: seeded, per direction, adjustable while it runs. Loss, delay, jitter,
-//! reordering, duplication, blackhole and NAT rebinding.
+//! A UDP relay that impairs what passes: seeded, per direction, adjustable while it runs. Loss (uniform and in bursts),
+//! delay, jitter, reordering, duplication, rate limit, MTU clamp, blackhole and NAT rebinding.
 //!
 //! To each client the relay looks like the server, to the server like one client per client address (a NAT). The same
 //! seed and the same arrivals give the same decisions.
@@ -23,22 +23,64 @@ pub const CLIENTS_MAX: usize = 4096;
 /// Datagrams that wait in the relay at once; further ones are dropped.
 pub const WAITING_MAX: usize = 65_536;
 const DATAGRAM_MAX: usize = 65_535;
+/// What IPv4 and UDP add to a datagram.
+const IP_UDP_HEADERS: usize = 28;
+/// How long a datagram may wait for the rate limit.
+const RATE_QUEUE: Duration = Duration::from_millis(100);
 
 /// What happens to datagrams of one direction.
-#[derive(Debug, Clone, Copy, PartialEq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Default, serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields, default)]
 pub struct Impairment {
     /// Probability that a datagram is dropped, 0 to 1.
     pub loss: f64,
+    /// Loss in bursts, in addition.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bursts: Option<Bursts>,
     /// Added to every datagram's way.
+    #[serde(rename = "delay_ms", with = "as_millis")]
     pub delay: Duration,
     /// Up to this much more, uniform; keeps the order unless `reorder` applies.
+    #[serde(rename = "jitter_ms", with = "as_millis")]
     pub jitter: Duration,
     /// Probability that a datagram overtakes those before it: it skips delay and jitter.
     pub reorder: f64,
     /// Probability that a datagram is sent twice.
     pub duplicate: f64,
-    /// Drops everything.
+    /// At most so many bits per second, over all clients; a queue of 100 ms stands before it. 0 for no limit.
+    pub rate_bits: u64,
+    /// Larger datagrams are dropped, as by a path that loses its packet-too-big messages. 0 for no limit.
+    pub mtu: usize,
+    /// Drops everything, as a network that blocks UDP.
     pub blackhole: bool,
+}
+
+/// Gilbert and Elliott's channel: a good and a bad state with their own loss, and a chance to change at each datagram.
+#[derive(Debug, Clone, Copy, PartialEq, serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Bursts {
+    /// From good to bad.
+    pub enter: f64,
+    /// From bad to good; bursts last `1 / leave` datagrams on average.
+    pub leave: f64,
+    /// Probability of loss in the bad state.
+    pub loss: f64,
+}
+
+/// Times as milliseconds in files.
+mod as_millis {
+    use std::time::Duration;
+
+    use serde::{Deserialize as _, Deserializer, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(time: &Duration, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_f64(time.as_secs_f64() * 1000.0)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Duration, D::Error> {
+        let millis = f64::deserialize(from)?;
+        Duration::try_from_secs_f64(millis / 1000.0).map_err(serde::de::Error::custom)
+    }
 }
 
 /// Which way a datagram goes.
@@ -76,6 +118,8 @@ struct Shared {
     up: Mutex<Impairment>,
     down: Mutex<Impairment>,
     rebind: AtomicBool,
+    /// Where the relay's sockets towards the server are bound from the next rebinding on.
+    rebind_to: Mutex<Option<IpAddr>>,
     received: AtomicU64,
     sent: AtomicU64,
     dropped: AtomicU64,
@@ -108,6 +152,8 @@ impl Relay {
             clients: BTreeMap::new(),
             waiting: BinaryHeap::new(),
             last_due: [Instant::now(); 2],
+            rate_free: [Instant::now(); 2],
+            is_bad: [false; 2],
             rng: Rng::new(seed),
             serial: 0,
             shared: Arc::clone(&shared),
@@ -142,6 +188,12 @@ impl Relay {
         self.shared.rebind.store(true, Ordering::Release);
     }
 
+    /// The same, from another address: a NAT that gave the client another one, or a client that changed networks.
+    pub fn rebind_address(&self, address: IpAddr) {
+        *self.shared.rebind_to.lock().unwrap_or_else(PoisonError::into_inner) = Some(address);
+        self.rebind();
+    }
+
     /// What passed so far.
     pub fn counts(&self) -> RelayCounts {
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
@@ -162,6 +214,10 @@ struct Engine {
     waiting: BinaryHeap<Waiting>,
     /// When the latest datagram of each direction is due, so that jitter does not reorder.
     last_due: [Instant; 2],
+    /// When the rate limit of each direction lets the next datagram go.
+    rate_free: [Instant; 2],
+    /// Whether the burst channel of each direction is in its bad state.
+    is_bad: [bool; 2],
     rng: Rng,
     serial: u64,
     shared: Arc<Shared>,
@@ -197,6 +253,8 @@ impl Engine {
     /// Waits for a datagram or for the next one due, and moves what can move.
     fn turn(&mut self) -> Result<()> {
         if self.shared.rebind.swap(false, Ordering::AcqRel) {
+            let address = self.shared.rebind_to.lock().unwrap_or_else(PoisonError::into_inner).take();
+            self.bind_to = address.unwrap_or(self.bind_to);
             for socket in self.clients.values_mut() {
                 *socket = upstream(self.bind_to, self.server)?;
             }
@@ -262,15 +320,21 @@ impl Engine {
         let overtakes = self.rng.chance(rule.reorder);
         let twice = self.rng.chance(rule.duplicate);
         let jitter = self.rng.fraction();
-        if rule.blackhole || lost {
+        let in_burst = self.loses_to_burst(lane, rule.bursts);
+        let too_large = rule.mtu > 0 && bytes.len() + IP_UDP_HEADERS > rule.mtu;
+        let now = Instant::now();
+        let Some(departs) = self.departs(lane, now, rule.rate_bits, bytes.len()) else {
+            self.shared.dropped.fetch_add(1, Ordering::Relaxed);
+            return;
+        };
+        if rule.blackhole || lost || in_burst || too_large {
             self.shared.dropped.fetch_add(1, Ordering::Relaxed);
             return;
         }
-        let now = Instant::now();
         let due = if overtakes {
-            now
+            departs
         } else {
-            let due = (now + rule.delay + rule.jitter.mul_f64(jitter)).max(self.last_due[lane]);
+            let due = (departs + rule.delay + rule.jitter.mul_f64(jitter)).max(self.last_due[lane]);
             self.last_due[lane] = due;
             due
         };
@@ -282,6 +346,28 @@ impl Engine {
             self.serial += 1;
             self.waiting.push(Waiting { due, serial: self.serial, direction, client, bytes: bytes.to_vec() });
         }
+    }
+
+    /// Moves the burst channel by one datagram.
+    fn loses_to_burst(&mut self, lane: usize, bursts: Option<Bursts>) -> bool {
+        let Some(bursts) = bursts else { return false };
+        let turn = if self.is_bad[lane] { bursts.leave } else { bursts.enter };
+        self.is_bad[lane] ^= self.rng.chance(turn);
+        self.rng.chance(bursts.loss) && self.is_bad[lane]
+    }
+
+    /// When the rate limit lets a datagram of `length` go; `None` when its queue is full.
+    fn departs(&mut self, lane: usize, now: Instant, rate_bits: u64, length: usize) -> Option<Instant> {
+        if rate_bits == 0 {
+            return Some(now);
+        }
+        let bits = (length + IP_UDP_HEADERS) as f64 * 8.0;
+        let from = self.rate_free[lane].max(now);
+        if from - now > RATE_QUEUE {
+            return None;
+        }
+        self.rate_free[lane] = from + Duration::from_secs_f64(bits / rate_bits as f64);
+        Some(self.rate_free[lane])
     }
 
     fn deliver(&mut self) {
@@ -381,5 +467,58 @@ mod tests {
         relay.impair(Direction::Up, Impairment::default());
         client.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
         assert!(ask(&client).is_ok());
+    }
+
+    #[test]
+    fn datagrams_above_the_mtu_are_dropped_and_those_below_pass() {
+        let (server, _echo) = echo();
+        let (relay, client) = relay_to(server, Impairment { mtu: 28 + 10, ..Impairment::default() });
+        client.send(&[0; 11]).unwrap();
+        client.send(&[0; 10]).unwrap();
+        assert!(client.recv(&mut [0; 2]).is_ok());
+        assert_eq!((relay.counts().dropped, relay.counts().sent), (1, 2));
+    }
+
+    #[test]
+    fn losses_of_the_burst_channel_come_in_runs_of_the_asked_length() {
+        let listen = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let address = listen.local_addr().unwrap();
+        let mut engine = Engine {
+            listen,
+            server: address,
+            bind_to: address.ip(),
+            clients: BTreeMap::new(),
+            waiting: BinaryHeap::new(),
+            last_due: [Instant::now(); 2],
+            rate_free: [Instant::now(); 2],
+            is_bad: [false; 2],
+            rng: Rng::new(5),
+            serial: 0,
+            shared: Arc::default(),
+        };
+        let bursts = Some(Bursts { enter: 0.01, leave: 0.2, loss: 1.0 });
+        let lost: Vec<_> = (0..100_000).map(|_| engine.loses_to_burst(0, bursts)).collect();
+        let runs = lost.windows(2).filter(|pair| pair[1] && !pair[0]).count();
+        let total = lost.iter().filter(|lost| **lost).count();
+        let mean = total as f64 / runs as f64;
+        assert!((4.5..5.5).contains(&mean), "runs of {mean}");
+        // The share of time in the bad state: enter / (enter + leave).
+        assert!((0.043..0.053).contains(&(total as f64 / 1e5)), "{total} lost");
+    }
+
+    #[test]
+    fn the_rate_limit_spaces_datagrams_and_drops_what_would_wait_too_long() {
+        let (server, _echo) = echo();
+        // 100 datagrams of 1028 bytes with headers at 1 Mbit/s take 0.8 s; the queue holds 0.1 s of them.
+        let (relay, client) = relay_to(server, Impairment { rate_bits: 1_000_000, ..Impairment::default() });
+        for _ in 0..100 {
+            client.send(&[0; 1000]).unwrap();
+        }
+        crate::lab::etcd::wait_until("all have arrived", Duration::from_secs(5), || {
+            relay.counts().received >= 100
+        })
+        .unwrap();
+        let dropped = relay.counts().dropped;
+        assert!((60..=90).contains(&dropped), "{dropped} dropped");
     }
 }

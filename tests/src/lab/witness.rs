@@ -169,6 +169,11 @@ pub fn clock_offset() -> u64 {
     wall_nanos(SystemTime::now()).saturating_sub(jump_transport::clock::boottime_nanos())
 }
 
+/// Nanoseconds of the wall clock.
+pub fn wall_now() -> u64 {
+    wall_nanos(SystemTime::now())
+}
+
 fn wall_nanos(at: SystemTime) -> u64 {
     at.duration_since(UNIX_EPOCH).map_or(0, |since| u64::try_from(since.as_nanos()).unwrap_or(u64::MAX))
 }

@@ -144,6 +144,16 @@ impl Device {
         }
     }
 
+    /// Goes to the gateway at the place of its own number plus `turn`, unless it is there.
+    pub(super) fn spread(&mut self, world: &mut World<'_>, targets: &[SocketAddr], turn: usize) {
+        let place = (self.record.device as usize + turn) % targets.len().max(1);
+        let is_there =
+            self.record.attaches.last().map(|attach| attach.gateway) == targets.get(place).copied();
+        if !is_there && self.record.born.is_some() {
+            self.request_move(world, &targets[place..=place]);
+        }
+    }
+
     /// What a NAT does that forgets: the same device from another port (and address), without a word to it.
     pub(super) fn rebind(&mut self, world: &mut World<'_>, address: Option<Ipv4Addr>) {
         if let Some(address) = address {

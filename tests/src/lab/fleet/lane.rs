@@ -192,6 +192,9 @@ impl Running {
                 Command::Move { group, targets } => {
                     self.each(group, |device, world| device.request_move(world, &targets));
                 }
+                Command::Spread { group, targets, turn } => {
+                    self.each(group, |device, world| device.spread(world, &targets, turn));
+                }
                 Command::Release { group, per_second } => {
                     let share = per_second / f64::from(self.lanes);
                     for (i, place) in (0u32..).zip(self.places(group)) {

@@ -1,0 +1,34 @@
+# The lab: scenarios, faults, pilots (docs/benchmarks.md, docs/pilot.md). As root.
+.PHONY: bench bench-full test-faults pilot
+
+# How long `make test-faults` goes on, and from which seed.
+MINUTES ?= 10
+LAB_SEED ?= 1
+# Which profile of deploy/pilots `make pilot` runs.
+PILOT ?= mobile
+# Where reports go.
+REPORTS ?= .run/reports
+
+LAB_SCENARIOS = $(addprefix tests/scenarios/,$(addsuffix .toml,steady mass-reattach nat-churn loss-grid rolling-restart \
+	store-leader-loss control-outage switch-abuse flood soak faults))
+
+# Benchmarks of a debug build say nothing.
+bench bench-full test-faults pilot: PROFILE = lab
+
+bench: build-lab ## Runs every scenario in its small form and judges it (some 15 minutes); reports in .run/reports; as root
+	@$(BIN_DIR)/jump-lab run --out $(REPORTS) $(LAB_SCENARIOS)
+
+bench-full: build-lab ## Runs every scenario in its large form (hours: the soak alone takes four); as root
+	@$(BIN_DIR)/jump-lab run --full --out $(REPORTS) $(LAB_SCENARIOS)
+
+test-faults: build-lab ## Faults of every kind for MINUTES=n from LAB_SEED=n, histories checked; as root
+	@$(BIN_DIR)/jump-lab run --minutes $(MINUTES) --seed $(LAB_SEED) --out $(REPORTS) tests/scenarios/faults.toml
+
+pilot: build-lab ## Runs a pilot profile and gives a verdict (PILOT=mobile|fintech|edge); as root
+	@$(BIN_DIR)/jump-lab pilot --out $(REPORTS) deploy/pilots/$(PILOT).toml
+
+.PHONY: build-lab
+build-lab: PROFILE = lab
+build-lab:
+	@scripts/install-deps.sh build demo etcd test
+	@$(CARGO) build --workspace --bins --locked --profile lab

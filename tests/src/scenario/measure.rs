@@ -1,0 +1,223 @@
+//! Numbers from what devices saw: recoveries by cause, totals, rates.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use jump_session::reason::Reason;
+
+use super::report::Recovery;
+use super::stage::PhaseResult;
+use crate::lab::fleet::Record;
+use crate::lab::histogram::{Histogram, Summary, millis};
+
+/// A fault on the devices' clock.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fault {
+    /// What it is counted under.
+    pub cause: String,
+    /// When it began.
+    pub at: Duration,
+    /// When the next one began, or the run ended.
+    pub until: Duration,
+}
+
+/// Samples kept per cause for charts.
+const SAMPLES_MAX: usize = 400;
+
+/// Recovery times by cause. A gap counts for the first fault that it overlaps.
+pub fn recoveries(records: &[Record], faults: &[Fault]) -> BTreeMap<String, Recovery> {
+    let mut echoes: BTreeMap<&str, Vec<Duration>> = BTreeMap::new();
+    let mut grants: BTreeMap<&str, Vec<Duration>> = BTreeMap::new();
+    let mut attempts: BTreeMap<&str, Vec<Duration>> = BTreeMap::new();
+    for record in records {
+        for gap in &record.gaps {
+            let fault = faults.iter().find(|fault| gap.from < fault.until && gap.to > fault.at);
+            if let Some(fault) = fault {
+                let since = fault.at.max(gap.from);
+                echoes.entry(&fault.cause).or_default().push(gap.to - since);
+            }
+        }
+        for attach in record.attaches.iter().filter(|attach| !attach.born) {
+            let fault = faults.iter().find(|fault| attach.at >= fault.at && attach.at < fault.until);
+            if let Some(fault) = fault {
+                grants.entry(&fault.cause).or_default().push(attach.at - fault.at);
+                attempts.entry(&fault.cause).or_default().push(attach.at.saturating_sub(attach.began));
+            }
+        }
+    }
+    let mut all: BTreeMap<String, Recovery> = BTreeMap::new();
+    // A cause that nobody noticed is worth a line too.
+    for fault in faults {
+        all.entry(fault.cause.clone()).or_default();
+    }
+    for (cause, recovery) in &mut all {
+        let mut times = echoes.remove(cause.as_str()).unwrap_or_default();
+        times.sort_unstable();
+        recovery.samples_ms = thinned(&times);
+        recovery.first_echo = Summary::of(times);
+        recovery.reattach = Summary::of(grants.remove(cause.as_str()).unwrap_or_default());
+        recovery.attach = Summary::of(attempts.remove(cause.as_str()).unwrap_or_default());
+    }
+    all
+}
+
+/// Evenly chosen samples of a sorted list, first and last included.
+fn thinned(times: &[Duration]) -> Vec<f64> {
+    if times.len() <= SAMPLES_MAX {
+        return times.iter().map(|time| millis(*time)).collect();
+    }
+    let last = times.len() - 1;
+    (0..SAMPLES_MAX).map(|i| millis(times[i * last / (SAMPLES_MAX - 1)])).collect()
+}
+
+/// The metrics that the records alone give. `end` is when the devices were stopped, `interval` the probes' one.
+pub fn of_records(records: &[Record], end: Duration, interval: Duration) -> BTreeMap<String, f64> {
+    let mut metrics = BTreeMap::new();
+    let mut set = |name: &str, value: f64| {
+        metrics.insert(name.to_owned(), value);
+    };
+    let count = |wanted: &dyn Fn(&Record) -> bool| records.iter().filter(|r| wanted(r)).count() as f64;
+    let sum = |of: &dyn Fn(&Record) -> u64| records.iter().map(of).sum::<u64>() as f64;
+    let patience = (interval * 3).max(Duration::from_secs(3));
+    set("sessions.planned", records.len() as f64);
+    set("sessions.born", count(&|r| r.born.is_some()));
+    set("sessions.lost", count(&|r| r.terminated.is_some_and(|(_, reason)| !is_policy(reason))));
+    set("sessions.ended_by_policy", count(&|r| r.terminated.is_some_and(|(_, reason)| is_policy(reason))));
+    set("sessions.reset", count(&|r| r.address_changed));
+    // Attached, not ended, and still nothing comes back.
+    set(
+        "sessions.not_back",
+        count(&|r| {
+            r.born.is_some()
+                && r.terminated.is_none()
+                && r.sent > 0
+                && r.last_echo.is_none_or(|echo| echo + patience < end)
+        }),
+    );
+    set("probes.sent", sum(&|r| r.sent));
+    set("probes.answered", sum(&|r| r.answered));
+    set("probes.duplicates", sum(&|r| r.duplicates));
+    set("probes.delivery", sum(&|r| r.answered) / sum(&|r| r.sent).max(1.0));
+    set("attaches.accepted", sum(&|r| r.attaches.len() as u64));
+    set("attaches.attempts", sum(&|r| r.attempts.len() as u64));
+    set("attaches.rejected", sum(&|r| r.rejections.len() as u64));
+    set("attaches.untrusted", sum(&|r| r.untrusted));
+    set("rebinds", sum(&|r| r.rebinds));
+    set("switches.max_per_minute", records.iter().map(switches_per_minute).max().unwrap_or(0) as f64);
+    let groups = records.iter().map(|record| record.group).max().map_or(0, |last| last + 1);
+    for group in 0..groups {
+        let members: Vec<_> = records.iter().filter(|record| record.group == group).collect();
+        let times: Vec<_> = members.iter().filter_map(|r| Some(r.born?.saturating_sub(r.started?))).collect();
+        let started =
+            members.iter().filter(|record| record.born.is_some() || !record.attempts.is_empty()).count();
+        let soon = times.iter().filter(|time| **time <= Duration::from_secs(5)).count();
+        let summary = Summary::of(times);
+        set(&format!("attach.g{group}.p50_ms"), summary.p50_ms);
+        set(&format!("attach.g{group}.p99_ms"), summary.p99_ms);
+        set(&format!("attach.g{group}.max_ms"), summary.max_ms);
+        set(&format!("attach.g{group}.within_5s"), soon as f64 / started.max(1) as f64);
+    }
+    metrics
+}
+
+/// Adds the metrics of phases and recoveries.
+pub fn add_rest(
+    metrics: &mut BTreeMap<String, f64>,
+    phases: &[PhaseResult],
+    recoveries: &BTreeMap<String, Recovery>,
+    groups: usize,
+) {
+    for phase in phases {
+        let name = &phase.name;
+        metrics.insert(format!("delivery.{name}"), phase.answered as f64 / phase.sent.max(1) as f64);
+        for (group, histogram) in phase.round_trips.iter().take(groups).enumerate() {
+            add_round_trip(metrics, &format!("rtt.{name}.g{group}"), histogram);
+        }
+    }
+    for (cause, recovery) in recoveries {
+        let summaries = [
+            ("recovery", &recovery.first_echo),
+            ("reattach", &recovery.reattach),
+            ("reattach_own", &recovery.attach),
+        ];
+        for (what, summary) in summaries {
+            metrics.insert(format!("{what}.{cause}.count"), summary.count as f64);
+            metrics.insert(format!("{what}.{cause}.p50_ms"), summary.p50_ms);
+            metrics.insert(format!("{what}.{cause}.p99_ms"), summary.p99_ms);
+            metrics.insert(format!("{what}.{cause}.max_ms"), summary.max_ms);
+        }
+    }
+    let worst = recoveries.values().map(|recovery| recovery.first_echo.max_ms).fold(0.0, f64::max);
+    metrics.insert("recovery.max_ms".into(), worst);
+}
+
+fn add_round_trip(metrics: &mut BTreeMap<String, f64>, name: &str, histogram: &Histogram) {
+    if histogram.count() > 0 {
+        let summary = Summary::of_histogram(histogram);
+        metrics.insert(format!("{name}.p50_ms"), summary.p50_ms);
+        metrics.insert(format!("{name}.p99_ms"), summary.p99_ms);
+    }
+}
+
+/// The most changes of owner of one session within any 60 seconds.
+fn switches_per_minute(record: &Record) -> usize {
+    let times: Vec<_> =
+        record.attaches.iter().filter(|attach| !attach.born).map(|attach| attach.at).collect();
+    let mut first = 0;
+    let mut most = 0;
+    for (last, at) in times.iter().enumerate() {
+        while times[first] + Duration::from_secs(60) <= *at {
+            first += 1;
+        }
+        most = most.max(last - first + 1);
+    }
+    most
+}
+
+fn is_policy(reason: Reason) -> bool {
+    [Reason::LifetimeExceeded, Reason::SwitchRateExceeded, Reason::KeyRevoked, Reason::KeyExpired]
+        .contains(&reason)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::lab::fleet::Gap;
+
+    const fn s(seconds: u64) -> Duration {
+        Duration::from_secs(seconds)
+    }
+
+    #[test]
+    fn a_gap_counts_for_the_fault_that_caused_it_from_the_moment_of_the_fault() {
+        let faults = [
+            Fault { cause: "a".into(), at: s(10), until: s(20) },
+            Fault { cause: "b".into(), at: s(20), until: s(30) },
+        ];
+        let gaps =
+            vec![Gap { from: s(9), to: s(12) }, Gap { from: s(21), to: s(22) }, Gap { from: s(5), to: s(6) }];
+        let found = recoveries(&[Record { gaps, ..Record::default() }], &faults);
+        assert_eq!(found["a"].first_echo.max_ms, 2000.0);
+        assert_eq!(found["b"].first_echo.max_ms, 1000.0);
+        assert_eq!((found["a"].first_echo.count, found["b"].first_echo.count), (1, 1));
+    }
+
+    #[test]
+    fn a_device_that_hears_nothing_at_the_end_is_not_back() {
+        let gone = Record { born: Some(s(1)), sent: 9, last_echo: Some(s(50)), ..Record::default() };
+        let fine = Record { last_echo: Some(s(59)), ..gone.clone() };
+        let metrics = of_records(&[gone, fine], s(60), s(1));
+        assert_eq!(metrics["sessions.not_back"], 1.0);
+    }
+
+    #[test]
+    fn a_session_that_ended_without_policy_is_lost() {
+        let ended = |reason| Record { terminated: Some((s(1), reason)), ..Record::default() };
+        let metrics = of_records(
+            &[ended(Reason::RecoveryWindowExceeded), ended(Reason::LifetimeExceeded)],
+            s(60),
+            s(1),
+        );
+        assert_eq!((metrics["sessions.lost"], metrics["sessions.ended_by_policy"]), (1.0, 1.0));
+    }
+}
