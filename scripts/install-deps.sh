@@ -11,6 +11,7 @@
 #   etcd      the etcd server of the three-node store
 #   embedded  nothing (the store is part of jump-control)
 #   test      packet capture, for checks that a paused gateway forwards nothing; the syslog server of the audit tests
+#   egress    the routing daemon of the egress demo
 #   images    a container engine, and what makes base images without a registry
 #   helm      Python's virtual environments, for the chart's test
 #   observability  the syslog server, and promtool for the alert rules
@@ -73,6 +74,11 @@ for group in "$@"; do
             need nftables command -v nft
             need_syslog
             ;;
+        egress)
+            need bird2 command -v birdc
+            need curl command -v curl
+            need python3 command -v python3
+            ;;
         images)
             need docker.io command -v dockerd
             need docker-compose command -v docker-compose
@@ -86,7 +92,7 @@ for group in "$@"; do
             need prometheus command -v promtool
             ;;
         *)
-            echo "install-deps: unknown group '$group'; the groups are build, demo, iperf, peers, callgrind, etcd, embedded, test, images, helm and observability" >&2
+            echo "install-deps: unknown group '$group'; the groups are build, demo, iperf, peers, callgrind, etcd, embedded, test, egress, images, helm and observability" >&2
             exit 2
             ;;
     esac
