@@ -201,6 +201,8 @@ impl Tunnel {
             });
             match received {
                 Ok(0) => return,
+                // The socket was found empty: what comes from now on makes it ready again.
+                Ok(_) if !self.incoming.filled() => return,
                 Ok(_) => {}
                 Err(error) => {
                     match path_error(&error) {

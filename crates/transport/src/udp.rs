@@ -36,6 +36,8 @@ pub struct UdpOptions {
     pub mark: Option<u32>,
     /// Binds to a network interface by name.
     pub interface: Option<String>,
+    /// Hands datagrams to the kernel one by one, never as a run for it to cut, whatever it can do.
+    pub unsegmented: bool,
 }
 
 /// Where a datagram goes, and from where.
@@ -79,6 +81,7 @@ struct Shared {
 pub struct ReceiveBuffers {
     bytes: Box<[u8]>,
     received: [sys::Received; RECEIVE_MESSAGES],
+    filled: bool,
     truncated: u64,
 }
 
@@ -88,8 +91,15 @@ impl ReceiveBuffers {
         Self {
             bytes: vec![0; RECEIVE_MESSAGES * RECEIVE_STRIDE].into_boxed_slice(),
             received: [sys::Received::NONE; RECEIVE_MESSAGES],
+            filled: false,
             truncated: 0,
         }
+    }
+
+    /// True when the last receive took as much as one call can: more may wait. Otherwise the socket was found empty, and
+    /// asking again at once costs a system call for nothing.
+    pub fn filled(&self) -> bool {
+        self.filled
     }
 
     /// Messages dropped because they did not fit (none should).
@@ -142,7 +152,7 @@ impl UdpSocket {
             let _ = sys::set_option(fd, libc::SOL_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_PROBE);
         }
         let _ = sys::set_option(fd, libc::SOL_UDP, libc::UDP_GRO, 1);
-        let segmentation = sys::option(fd, libc::SOL_UDP, libc::UDP_SEGMENT).is_ok();
+        let segmentation = !options.unsegmented && sys::option(fd, libc::SOL_UDP, libc::UDP_SEGMENT).is_ok();
         socket.bind(&address.into())?;
         Ok(Self {
             fd: socket.into(),
@@ -199,6 +209,7 @@ impl UdpSocket {
         buffers: &mut ReceiveBuffers,
         each: &mut dyn FnMut(Datagram<'_>),
     ) -> io::Result<usize> {
+        buffers.filled = false;
         let count = loop {
             match sys::receive_messages(
                 self.as_fd(),
@@ -211,6 +222,7 @@ impl UdpSocket {
                 Err(error) => return self.receive_error(error),
             }
         };
+        buffers.filled = count == RECEIVE_MESSAGES;
         let mut datagrams = 0;
         let messages = buffers.bytes.chunks_exact_mut(RECEIVE_STRIDE);
         for (received, buffer) in buffers.received[..count].iter().zip(messages) {

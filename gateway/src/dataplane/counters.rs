@@ -66,6 +66,8 @@ counted! {
         InnerSource => "inner_source",
         /// The device may not reach the destination.
         InnerDestination => "inner_destination",
+        /// The inner destination is never routed: multicast, broadcast, link-local, loopback, unspecified.
+        InnerScope => "inner_scope",
         /// The session had its share of a pass that could not take everything.
         SessionShare => "session_share",
         /// The session is above its policy's rate.

@@ -6,7 +6,7 @@ use jump_crypto::ids::SessionId;
 use jump_crypto::record::{Content, RecordHeader};
 use jump_session::gateway::Nanos;
 
-use super::inner::InnerHeader;
+use super::inner::{self, InnerHeader};
 use super::links::{Kind, SOURCE_LEN, decode_source};
 use super::parking::Packets;
 use super::route::{NodeRef, Target};
@@ -20,21 +20,22 @@ impl DataPlane {
         let Some(header) = InnerHeader::parse(packet) else {
             return self.counters.drop(DropReason::InnerMalformed);
         };
-        self.send_down(tick, header.destination, packet, Kind::InnerPacket, wire);
+        self.send_down(tick, header, packet, Kind::InnerPacket, wire);
     }
 
-    /// Sends `packet` towards the client with this inner address: sealed to it, relayed to its owner as `kind`, or
+    /// Sends `packet` towards the client with its inner destination: sealed to it, relayed to its owner as `kind`, or
     /// parked until there is one.
     fn send_down<W: Wire>(
         &mut self,
         tick: Tick,
-        destination: IpAddr,
+        header: InnerHeader,
         packet: &[u8],
         kind: Kind,
         wire: &mut W,
     ) {
+        let destination = header.destination;
         match self.routes.get(destination).map(|route| route.target) {
-            Some(Target::Local(local)) => self.send_to_client(local, packet, wire),
+            Some(Target::Local(local)) => self.send_to_client(local, header.source, packet, wire),
             Some(Target::Node(node)) => match self.links.get_mut(node) {
                 Some(link) => {
                     if link.send(kind, &[], packet, wire, &mut self.counters) {
@@ -52,12 +53,18 @@ impl DataPlane {
         }
     }
 
-    fn send_to_client<W: Wire>(&mut self, local: u32, packet: &[u8], wire: &mut W) {
+    fn send_to_client<W: Wire>(&mut self, local: u32, source: IpAddr, packet: &[u8], wire: &mut W) {
         let Some(Entry::Session(session)) = self.entries.get_mut(local) else {
             return self.counters.drop(DropReason::NotActive);
         };
         if !session.machine.forwards() {
             return self.counters.drop(DropReason::NotActive);
+        }
+        // What a device may not reach does not reach it either; routers on the way may still say what went wrong.
+        if !session.may_reach(source)
+            && !inner::quoted_destination(packet).is_some_and(|asked| session.may_reach(asked))
+        {
+            return self.counters.drop(DropReason::InnerDestination);
         }
         let path = session.machine.path();
         if seal_to_client(&mut session.sealing, Content::Packet, path, packet, wire, &mut self.counters) {
@@ -118,11 +125,11 @@ impl DataPlane {
         match self.routes.get(header.destination).map(|route| route.target) {
             Some(Target::Local(local)) => {
                 self.counters.add(Count::RelayedIn);
-                self.send_to_client(local, packet, wire);
+                self.send_to_client(local, header.source, packet, wire);
             }
             Some(Target::Nobody) => self.park(Place::Down(header.destination), packet, tick.now),
             Some(Target::Node(_)) if kind == Kind::InnerPacket => {
-                self.send_down(tick, header.destination, packet, Kind::ForwardedPacket, wire);
+                self.send_down(tick, header, packet, Kind::ForwardedPacket, wire);
             }
             Some(Target::Node(_)) | None => self.counters.drop(DropReason::NotOwner),
         }
@@ -149,7 +156,11 @@ impl DataPlane {
     /// The way to `address` has changed: sends on what waited for it.
     pub(super) fn release_parked<W: Wire>(&mut self, tick: Tick, address: IpAddr, wire: &mut W) {
         if let Some(packets) = self.parking.take(Place::Down(address)) {
-            packets.for_each(|packet| self.send_down(tick, address, packet, Kind::ForwardedPacket, wire));
+            packets.for_each(|packet| {
+                if let Some(header) = InnerHeader::parse(packet) {
+                    self.send_down(tick, header, packet, Kind::ForwardedPacket, wire);
+                }
+            });
         }
         if let Some(packets) = self.parking.take(Place::Up(address)) {
             self.release_uplink(address, &packets, wire);

@@ -11,7 +11,7 @@ use jump_transport::batch::{Datagram, HEADROOM, TAILROOM};
 use jump_transport::clock::boottime_nanos;
 use jump_transport::poll::{Waker, wait};
 use jump_transport::tun::{Tun, TunReceiveBuffers, TunSendBatch};
-use jump_transport::udp::{ReceiveBuffers, SendBatch, UdpSocket};
+use jump_transport::udp::{ReceiveBuffers, Route, SendBatch, UdpSocket};
 use tokio::sync::{mpsc, oneshot};
 
 use super::orders::After;
@@ -56,6 +56,10 @@ pub struct Sockets {
 
 struct Output<'a> {
     sockets: &'a Sockets,
+    /// Of the next slot for a client.
+    ecn: u8,
+    /// Something was written to the inner network since it was last read.
+    wrote_inner: bool,
     clients: SendBatch,
     mesh: SendBatch,
     inner: TunSendBatch,
@@ -63,7 +67,12 @@ struct Output<'a> {
 
 impl Wire for Output<'_> {
     fn to_client(&mut self, destination: std::net::SocketAddr, len: usize) -> &mut [u8] {
-        self.clients.slot(&self.sockets.clients, destination, len)
+        let route = Route { ecn: std::mem::take(&mut self.ecn), ..Route::from(destination) };
+        self.clients.slot_from(&self.sockets.clients, route, len)
+    }
+
+    fn mark_next(&mut self, ecn: u8) {
+        self.ecn = ecn;
     }
 
     fn cancel_client(&mut self) {
@@ -91,6 +100,7 @@ impl Output<'_> {
         let counters = plane.counters_mut();
         counters.drop_many(DropReason::SocketFull, clients.dropped + mesh.dropped);
         counters.drop_many(DropReason::TunRefused, inner.dropped);
+        self.wrote_inner |= inner.writes > 0;
     }
 }
 
@@ -119,6 +129,8 @@ impl Engine {
         let Self { mut plane, sockets, mut commands, waker, guard, shared } = self;
         let mut output = Output {
             sockets: &sockets,
+            ecn: 0,
+            wrote_inner: false,
             clients: SendBatch::new(),
             mesh: SendBatch::new(),
             inner: TunSendBatch::new(),
@@ -171,7 +183,8 @@ impl Engine {
                 let had = datagrams_in(&mut plane, socket, buffers, &guard, &mut output, mesh_datagram)?;
                 busy |= had != Had::Nothing;
             }
-            if ready[2] {
+            // What was just written may have its answer waiting already.
+            if ready[2] || std::mem::take(&mut output.wrote_inner) {
                 busy |= inner_in(&mut plane, &sockets, &mut buffers.2, &guard, &mut output)?;
             }
             let now = tick();
@@ -234,7 +247,8 @@ fn datagrams_in(
     output: &mut Output<'_>,
     handle: fn(&mut DataPlane, Tick, Datagram<'_>, &mut Output<'_>),
 ) -> io::Result<Had> {
-    for batch in 0..BATCHES_MAX {
+    let mut had = Had::Nothing;
+    for _ in 0..BATCHES_MAX {
         let tick = tick();
         let holds = guard.holds(tick.now);
         let received = socket.receive(buffers, &mut |datagram| {
@@ -246,14 +260,18 @@ fn datagrams_in(
         });
         output.flush(plane);
         if none_left(received)? {
-            return Ok(if batch > 0 { Had::Datagrams } else { Had::Nothing });
+            return Ok(had);
+        }
+        had = Had::Datagrams;
+        if !buffers.filled() {
+            return Ok(had);
         }
     }
     Ok(Had::More)
 }
 
 fn client_datagram(plane: &mut DataPlane, tick: Tick, datagram: Datagram<'_>, output: &mut Output<'_>) {
-    plane.handle_client(tick, datagram.source, datagram.bytes, output);
+    plane.handle_marked_client(tick, datagram.source, datagram.ecn, datagram.bytes, output);
 }
 
 fn mesh_datagram(plane: &mut DataPlane, tick: Tick, datagram: Datagram<'_>, output: &mut Output<'_>) {

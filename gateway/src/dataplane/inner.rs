@@ -43,6 +43,45 @@ impl InnerHeader {
     }
 }
 
+impl InnerHeader {
+    /// True when the destination is one that routers forward to: no multicast, broadcast, link-local, loopback or
+    /// unspecified address.
+    #[inline]
+    pub(crate) fn destination_is_routed(&self) -> bool {
+        match self.destination {
+            IpAddr::V4(v4) => {
+                let [a, b, ..] = v4.octets();
+                a != 0 && a != 127 && a < 224 && (a, b) != (169, 254)
+            }
+            IpAddr::V6(v6) => {
+                let [a, b, ..] = v6.octets();
+                let link_local = a == 0xfe && b & 0xc0 == 0x80;
+                a != 0xff && !link_local && v6.to_bits() > 1
+            }
+        }
+    }
+}
+
+/// For an ICMP error, where the packet that it is about was going; `None` for everything else.
+#[cold]
+pub(crate) fn quoted_destination(packet: &[u8]) -> Option<IpAddr> {
+    const ICMP: u8 = 1;
+    const ICMPV6: u8 = 58;
+    if packet.first()? >> 4 == 6 {
+        // Errors are the types below 128 (RFC 4443).
+        let is_error = *packet.get(6)? == ICMPV6 && *packet.get(40)? < 128;
+        let quoted = packet.get(48..).filter(|_| is_error)?.first_chunk::<40>()?;
+        let (_, destination) = quoted.split_last_chunk::<16>()?;
+        return Some(IpAddr::V6(Ipv6Addr::from(*destination)));
+    }
+    let header_len = usize::from(packet.first()? & 0xf) * 4;
+    // Unreachable, time exceeded, parameter problem (RFC 1812); not a later fragment.
+    let first = packet.get(6)? & 0x1f == 0 && *packet.get(7)? == 0;
+    let is_error = *packet.get(9)? == ICMP && first && matches!(packet.get(header_len)?, 3 | 11 | 12);
+    let quoted = packet.get(header_len + 8..).filter(|_| is_error)?.first_chunk::<20>()?;
+    Some(IpAddr::V4(Ipv4Addr::new(quoted[16], quoted[17], quoted[18], quoted[19])))
+}
+
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
@@ -92,5 +131,47 @@ pub(crate) mod tests {
             assert_eq!(InnerHeader::parse(&longer), None);
         }
         assert_eq!(InnerHeader::parse(&[0x10; 40]), None);
+    }
+
+    #[test]
+    fn only_destinations_that_routers_forward_to_are_routed() {
+        let routed = |destination: &str| {
+            let destination: IpAddr = destination.parse().unwrap();
+            InnerHeader { source: destination, destination }.destination_is_routed()
+        };
+        for unicast in
+            ["1.1.1.1", "10.0.0.1", "169.253.1.1", "223.255.255.255", "2001:db8::1", "fd00::1", "fec0::1"]
+        {
+            assert!(routed(unicast), "{unicast}");
+        }
+        for other in
+            ["0.0.0.0", "0.1.2.3", "127.0.0.1", "169.254.1.1", "224.0.0.251", "240.0.0.1", "255.255.255.255"]
+        {
+            assert!(!routed(other), "{other}");
+        }
+        for other in ["::", "::1", "fe80::1", "febf::1", "ff02::fb"] {
+            assert!(!routed(other), "{other}");
+        }
+    }
+
+    #[test]
+    fn only_an_icmp_error_names_where_the_packet_it_is_about_was_going() {
+        for (router, device, target, protocol_at, protocol, error, echo) in [
+            ("192.0.2.1", "10.64.0.1", "10.1.0.1", 9, 1, 3, 8),
+            ("2001:db8::1", "fd00::1", "fd01::1", 6, 58, 2, 128),
+        ] {
+            let (router, device): (IpAddr, IpAddr) = (router.parse().unwrap(), device.parse().unwrap());
+            let target = target.parse().unwrap();
+            let quoted = packet(device, target, b"12345678");
+            for (kind, expected) in [(error, Some(target)), (echo, None)] {
+                let mut icmp = packet(router, device, &[&[kind, 0, 0, 0, 0, 0, 0, 0], &quoted[..]].concat());
+                icmp[protocol_at] = protocol;
+                assert_eq!(quoted_destination(&icmp), expected);
+                for len in 0..icmp.len() - 8 {
+                    assert_eq!(quoted_destination(&icmp[..len]), None, "{len} bytes");
+                }
+            }
+            assert_eq!(quoted_destination(&packet(router, device, &quoted)), None);
+        }
     }
 }

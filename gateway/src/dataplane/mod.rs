@@ -35,6 +35,7 @@ use jump_crypto::ids::{NodeNumber, ReceiverIndex, SessionId};
 use jump_crypto::record::{Content, HEADER_LEN, OVERHEAD, SealingKey};
 use jump_session::frame::{FRAME_LEN_MAX, Frame};
 use jump_session::gateway::{Effect, Nanos, Timing};
+use jump_transport::tun::ecn_of;
 use tokio::sync::mpsc;
 
 pub use command::*;
@@ -158,6 +159,8 @@ pub struct DataPlane {
     sources: SourceLimiter,
     hints: Bucket,
     fairness: fair::Fairness,
+    /// ECN bits of the datagram at hand.
+    outer_ecn: u8,
     sweep: idle::Sweep,
     load: admission::Load,
     inits: InitQueues,
@@ -196,6 +199,7 @@ impl DataPlane {
             snapshot_due: None,
             hints: Bucket::default(),
             fairness: fair::Fairness::new(),
+            outer_ecn: 0,
             sweep: idle::Sweep::default(),
             load: admission::Load::default(),
             inits: setup.inits,
@@ -379,6 +383,9 @@ fn seal_to_client<W: Wire>(
     if text.len() + OVERHEAD > DATAGRAM_LEN_MAX {
         counters.drop(DropReason::TooLong);
         return false;
+    }
+    if content == Content::Packet {
+        wire.mark_next(ecn_of(text));
     }
     let slot = wire.to_client(to, text.len() + OVERHEAD);
     slot[HEADER_LEN..HEADER_LEN + text.len()].copy_from_slice(text);

@@ -48,12 +48,18 @@ pub(super) struct MemoryWire {
     pub(super) clients: Vec<(SocketAddr, Vec<u8>)>,
     pub(super) mesh: Vec<(SocketAddr, Vec<u8>)>,
     pub(super) inner: Vec<Vec<u8>>,
+    /// ECN bits asked for the datagrams to clients that carry packets.
+    pub(super) marks: Vec<u8>,
 }
 
 impl Wire for MemoryWire {
     fn to_client(&mut self, destination: SocketAddr, len: usize) -> &mut [u8] {
         self.clients.push((destination, vec![0; len]));
         &mut self.clients.last_mut().unwrap().1
+    }
+
+    fn mark_next(&mut self, ecn: u8) {
+        self.marks.push(ecn);
     }
 
     fn cancel_client(&mut self) {

@@ -8,6 +8,7 @@ use jump_session::frame::{Accepted, AttachResult, Frame};
 use jump_session::gateway::Received;
 use jump_session::ids::Epoch;
 use jump_session::reason::Reason;
+use jump_transport::tun::apply_outer_ecn;
 use std::time::Duration;
 
 use super::inner::InnerHeader;
@@ -58,6 +59,20 @@ impl DataPlane {
         }
     }
 
+    /// As [`Self::handle_client`], for a datagram whose outer header had these ECN bits.
+    pub fn handle_marked_client<W: Wire>(
+        &mut self,
+        tick: Tick,
+        source: SocketAddr,
+        ecn: u8,
+        datagram: &mut [u8],
+        wire: &mut W,
+    ) {
+        self.outer_ecn = ecn;
+        self.handle_client(tick, source, datagram, wire);
+        self.outer_ecn = 0;
+    }
+
     pub(super) fn handle_record<W: Wire>(
         &mut self,
         tick: Tick,
@@ -94,6 +109,9 @@ impl DataPlane {
                     &mut self.effects,
                 );
                 match opened.content {
+                    Content::Packet if !apply_outer_ecn(opened.plaintext, self.outer_ecn) => {
+                        self.counters.drop(DropReason::Congestion);
+                    }
                     Content::Packet => deliver(session, opened.plaintext, wire, &mut self.counters),
                     Content::Control => {
                         let frame = Frame::decode(opened.plaintext);
@@ -388,6 +406,9 @@ pub(super) fn deliver<W: Wire>(
     if !session.inner.has(header.source) {
         let (path, to) = (session.machine.path(), Some(header.destination));
         return counters.drop_of(session.suspect(DropReason::InnerSource, path, to));
+    }
+    if !header.destination_is_routed() {
+        return counters.drop(DropReason::InnerScope);
     }
     if !session.may_reach(header.destination) {
         let (path, to) = (session.machine.path(), Some(header.destination));

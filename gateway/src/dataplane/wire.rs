@@ -7,6 +7,9 @@ pub trait Wire {
     /// A slot of `len` bytes for a datagram to a client.
     fn to_client(&mut self, destination: SocketAddr, len: usize) -> &mut [u8];
 
+    /// Gives the next slot of [`Self::to_client`] these ECN bits in its outer header; those after it have none again.
+    fn mark_next(&mut self, _ecn: u8) {}
+
     /// Takes back the last slot of [`Self::to_client`].
     fn cancel_client(&mut self);
 

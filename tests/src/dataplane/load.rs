@@ -1,12 +1,12 @@
 //! The loads: one TCP stream, small and large datagrams at the highest rate that arrives, pings.
 
-use std::net::{Ipv4Addr, SocketAddr, UdpSocket as PlainSocket};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket as PlainSocket};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use jump_transport::udp::{ReceiveBuffers, UdpOptions, UdpSocket};
+use jump_transport::udp::{ReceiveBuffers, SendBatch, UdpOptions, UdpSocket};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde_json::Value;
 
@@ -148,8 +148,10 @@ fn inside(host: &Host, program: &str) -> Command {
 
 /// A sender and a sink at the two ends of a tunnel.
 struct Ends {
-    sender: PlainSocket,
+    sender: UdpSocket,
     sink: UdpSocket,
+    /// Of the sink.
+    address: SocketAddr,
 }
 
 impl Ends {
@@ -160,19 +162,16 @@ impl Ends {
             probe.connect((tunnel.target, 9))?;
             Ok(probe.local_addr()?.ip())
         })??;
-        let (from, source, to, destination) = match direction {
+        let (from, source, to, destination): (_, IpAddr, _, IpAddr) = match direction {
             Direction::Up => (&line.client, client, &line.server, tunnel.target.into()),
             Direction::Down => (&line.server, tunnel.target.into(), &line.client, client),
         };
-        let options = UdpOptions { buffer_bytes: 16 << 20, ..UdpOptions::default() };
+        // Applications send datagrams one by one; what makes them larger on the way is the tunnel's doing.
+        let options = UdpOptions { buffer_bytes: 16 << 20, unsegmented: true, ..UdpOptions::default() };
         let sink = to.namespace.enter(|| UdpSocket::bind(SocketAddr::new(destination, 0), &options))??;
         let address = sink.local_address()?;
-        let sender = from.namespace.enter(|| -> std::io::Result<_> {
-            let socket = PlainSocket::bind((source, 0))?;
-            socket.connect(address)?;
-            Ok(socket)
-        })??;
-        Ok(Self { sender, sink })
+        let sender = from.namespace.enter(|| UdpSocket::bind(SocketAddr::new(source, 0), &options))??;
+        Ok(Self { sender, sink, address })
     }
 
     /// Whether this rate arrives; asked twice before it is called too much, because the machine hiccups.
@@ -194,19 +193,20 @@ impl Ends {
         Ok(sent as f64 >= wanted * 0.97 && received as f64 >= sent as f64 * (1.0 - LOSS_MAX))
     }
 
-    /// Sends for the time of a trial, one datagram per call, and returns how many.
+    /// Sends for the time of a trial and returns how many.
     fn send(&self, rate: f64, len: usize) -> u64 {
-        let payload = vec![0x5a; len];
+        let mut batch = SendBatch::new();
         let start = Instant::now();
         let mut sent = 0;
         while start.elapsed() < TRIAL {
             let due = (start.elapsed().as_secs_f64() * rate) as u64;
             let burst_end = due.min(sent + BURST_MAX);
             while sent < burst_end {
-                // A full queue on the way is loss: the sink will miss it.
-                let _ = self.sender.send(&payload);
+                batch.slot(&self.sender, self.address, len).fill(0x5a);
                 sent += 1;
             }
+            // A full queue on the way is loss: the sink will miss it.
+            batch.flush(&self.sender);
             std::thread::sleep(PACE);
         }
         sent

@@ -91,10 +91,12 @@ fn wireguard(setup: &Setup<'_>, n: u8, program: &'static str, arguments: &[&str]
         let private = text(Command::new(&wg).arg("genkey"), "")?;
         std::fs::write(&key, &private)?;
         let public = text(Command::new(&wg).arg("pubkey"), &private)?;
+        let socket = PathBuf::from(format!("/var/run/wireguard/{link}.sock"));
+        // One that an earlier run left behind would look like an answer.
+        let _ = std::fs::remove_file(&socket);
         let mut command = host.namespace.command(&path);
         command.args(arguments).arg(&link).env("LOG_LEVEL", "error");
         let process = Process::spawn(&format!("{name}-{letter}"), command, setup.dir)?;
-        let socket = PathBuf::from(format!("/var/run/wireguard/{link}.sock"));
         wait_until(&format!("{name} is up"), READY_MAX, || socket.exists())?;
         ends.push((process, host, link, key, public));
     }

@@ -54,6 +54,78 @@ fn a_device_reaches_only_what_its_policy_allows() {
 }
 
 #[test]
+fn what_a_device_may_not_reach_does_not_reach_it_except_to_say_that_a_packet_did_not_arrive() {
+    let mut cluster = Cluster::new();
+    let mut node = Node::new(&mut cluster, 1);
+    let mut client = Client::new(&mut cluster, 1);
+    let confirmed = client.confirm(&mut node, None);
+    let mut allowed = activation(session(1), 1, &[inner(1)], node.now);
+    allowed.allowed = vec!["10.1.0.0/24".parse().unwrap()];
+    node.command(Command::Decide { index: confirmed.index, verdict: Box::new(Verdict::Accepted(allowed)) });
+    client.receive(&mut node);
+    let router = IpAddr::from([10, 9, 9, 9]);
+    let unreachable = |target: IpAddr| {
+        let quoted = packet(inner(1), target, b"12345678");
+        let mut icmp = packet(router, inner(1), &[&[3, 4, 0, 0, 0, 0, 0, 0], &quoted[..]].concat());
+        icmp[9] = 1;
+        icmp
+    };
+    node.inner_sends(&packet(router, inner(1), b"no"));
+    node.inner_sends(&unreachable(IpAddr::from([10, 9, 0, 1])));
+    assert_eq!((client.packets(&mut node).len(), node.dropped(DropReason::InnerDestination)), (0, 2));
+    node.inner_sends(&packet(server(), inner(1), b"yes"));
+    node.inner_sends(&unreachable(server()));
+    assert_eq!((client.packets(&mut node).len(), node.dropped(DropReason::InnerDestination)), (2, 2));
+}
+
+#[test]
+fn congestion_marks_cross_the_tunnel_as_rfc_6040_says() {
+    const CE: u8 = 3;
+    let (_, mut node, mut client) = attached();
+    node.wire.marks.clear();
+    for inner_bits in 0..4 {
+        let mut up = packet(inner(1), server(), b"up");
+        up[1] = 0xb8 | inner_bits;
+        let mut record = client.seal(Content::Packet, &up);
+        node.plane.handle_marked_client(node.tick(), client.address, CE, &mut record, &mut node.wire);
+        let mut down = packet(server(), inner(1), b"down");
+        down[1] = 0xb8 | inner_bits;
+        node.inner_sends(&down);
+    }
+    assert_eq!(node.wire.marks, [0, 1, 2, 3], "the outer header takes over the inner packet's bits");
+    let marked: Vec<u8> = node.wire.inner.iter().map(|packet| packet[1]).collect();
+    assert_eq!(marked, [0xb8 | CE; 3], "every ECN-capable packet is marked, its DSCP as it was");
+    assert_eq!(node.dropped(DropReason::Congestion), 1, "the packet that is not ECN-capable is dropped");
+    let record = client.seal(Content::Packet, &packet(inner(1), server(), b"later"));
+    node.client_sends(client.address, &record);
+    assert_eq!(node.dropped(DropReason::Congestion), 1, "a mark is of its datagram alone");
+}
+
+#[test]
+fn a_flood_of_one_session_is_cut_and_the_others_are_forwarded_whole() {
+    let mut cluster = Cluster::new();
+    let mut node = Node::new(&mut cluster, 1);
+    let mut clients: Vec<Client> = (1..=4).map(|n| Client::new(&mut cluster, n)).collect();
+    for (n, client) in (1..).zip(&mut clients) {
+        client.attach(&mut node, session(n), 1, &[inner(n)]);
+    }
+    for backlogged in [false, true] {
+        node.wire.inner.clear();
+        node.plane.begin_pass(backlogged);
+        for (n, client) in (1..).zip(&mut clients) {
+            for _ in 0..if n == 1 { 4000 } else { 20 } {
+                client.send_packet(&mut node, &packet(inner(n), server(), b"data"));
+            }
+        }
+        let mut of = [0; 5];
+        node.wire.inner.iter().for_each(|packet| of[usize::from(packet[15])] += 1);
+        assert_eq!(of[2..], [20; 3], "backlogged: {backlogged}");
+        assert_eq!(of[1] < 4000, backlogged, "{} packets of the flood", of[1]);
+    }
+    assert!(node.dropped(DropReason::SessionShare) > 0);
+}
+
+#[test]
 fn a_replayed_record_is_forwarded_once() {
     let (_, mut node, mut client) = attached();
     let record = client.seal(Content::Packet, &packet(inner(1), server(), b"once"));
