@@ -130,8 +130,9 @@ same("grant key", verifying_key(grant_seed), K["grant_public"])
 same("grant key id", sha256(verifying_key(grant_seed))[:4], K["grant_key_id"])
 
 
-def statement(kind, fields, node):
-    body = bytes([1, kind]) + sha256(verifying_key(grant_seed))[:4] + fields + bytes([len(node)]) + node.encode()
+def statement(kind, fields, node=None):
+    body = bytes([1, kind]) + sha256(verifying_key(grant_seed))[:4] + fields
+    body += bytes([len(node)]) + node.encode() if node else b""
     return body + sign(grant_seed, b"jumping-vpn statement v1\0" + body)
 
 
@@ -142,6 +143,15 @@ g = V["statements"]["grant"]
 fields = unhex(g["handshake_hash"]) + unhex(g["session"]) + unhex(g["device"])
 fields += be(g["epoch"], 8) + be(g["incarnation"], 8) + be(g["not_after"], 8)
 same("grant", statement(2, fields, g["node"]), g["encoding"])
+k = V["statements"]["key_set"]
+keys = b"".join(bytes([len(k[kind])]) + b"".join(map(unhex, k[kind])) for kind in ("cluster", "grant"))
+same("key set", statement(3, be(k["serial"], 8) + bytes([k["hybrid"]]) + keys), k["encoding"])
+r = V["statements"]["device_rotation"]
+new, challenge = unhex(r["new_device_private"]), unhex(r["challenge_private"])
+same("challenge", public(challenge), r["challenge"])
+secrets = dh(device, public(challenge)) + dh(new, public(challenge))
+info = public(challenge) + public(device) + public(new)
+same("answer", kdf("jumping-vpn device rotation v1", secrets, info), r["answer"])
 p = V["statements"]["node_proof"]
 same("node proof", sign(node_seed, b"jumping-vpn node proof v1\0" + unhex(p["handshake_hash"])), p["signature"])
 
@@ -158,7 +168,7 @@ def attach_init(suite, v, cookie=None):
     noise.mix_key(dh(device, cluster_public))
     payload = bytes([1, 1 if intent["session"] else 0]) + be(intent["reason"], 2) + be(intent["capabilities"], 4)
     payload += unhex(intent["session"]) + be(intent["attach_seq"], 8) + be(intent["last_epoch"], 8)
-    payload += unhex(intent["attempt"])
+    payload += unhex(intent["attempt"]) + be(intent["key_set"], 8) + b"".join(map(unhex, intent["grant_keys"]))
     message += noise.encrypt(payload.ljust(500, b"\0"))
     init = header + message
     init += mac(kdf("jumping-vpn mac1 v1", cluster_public), init)

@@ -94,6 +94,9 @@ pub fn up(options: &UpOptions) -> Result<(), Failure> {
     serve_side(&runtime, state, &mailbox)?;
     let disk = Disk::start(state.clone(), mailbox)?;
 
+    if state.is_rotating() {
+        warn!("a key rotation was interrupted: finish it with jump rotate-key before the old key ends");
+    }
     let mut stored = state.session()?;
     let teller = audit::Teller::new(state.device_key()?.public(), profile.device_name.clone());
     let mut tunnel =
@@ -102,7 +105,8 @@ pub fn up(options: &UpOptions) -> Result<(), Failure> {
         info!(session = %session, epoch = stored.epoch.0, "going on with the stored session");
     }
     let result = loop {
-        let client = client(state, &profile, &options.gateways, stored)?;
+        // Keys may have been rotated while the last session lived.
+        let client = client(state, &state.profile()?, &options.gateways, stored)?;
         match tunnel.run(client)? {
             Ended::Stopped => break Ok(()),
             Ended::Terminated { reason: Reason::ClientClosed, .. } => break Ok(()),
@@ -139,6 +143,7 @@ fn client(
         device: state.device_key()?,
         cluster_keys: profile.cluster()?,
         verifier: profile.verifier()?,
+        key_set: profile.key_set_serial,
         gateways,
         suite: Suite::preferred(),
         tuning: Tuning::default(),
@@ -184,7 +189,7 @@ fn serve_side(runtime: &Runtime, state: &StateDir, mailbox: &Mailbox) -> Result<
     let socket = control_socket::listen(&state.socket()).map_err(|error| {
         Failure::because(Exit::Failed, format_args!("cannot listen on {}", state.socket().display()), &error)
     })?;
-    runtime.spawn(control_socket::serve(socket, mailbox.clone()));
+    runtime.spawn(control_socket::serve(socket, state.clone(), mailbox.clone()));
     let interrupt = signal(SignalKind::interrupt());
     let terminate = signal(SignalKind::terminate());
     let (Ok(mut interrupt), Ok(mut terminate)) = (interrupt, terminate) else {

@@ -40,7 +40,7 @@ pub async fn enrol(state: &StateDir, token: &str, force: bool) -> Result<Profile
     let key =
         if force { state.next_device_key(&mut entropy)? } else { state.device_key_or_new(&mut entropy)? };
     let pem = pem_of(&token.ca);
-    let tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(pem));
+    let tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(&pem));
     let channel = channel::connect(&token.address, tls).await?;
     let request =
         EnrolRequest { secret: token.secret.to_vec(), device_key: key.public().as_bytes().to_vec() };
@@ -49,7 +49,7 @@ pub async fn enrol(state: &StateDir, token: &str, force: bool) -> Result<Profile
         .await
         .map_err(|status| channel::refused("enrolment", &status))?;
     let wire = response.into_inner().profile.ok_or_else(|| bad_profile("it is empty"))?;
-    let profile = profile_from(wire, &token.address)?;
+    let profile = profile_from(wire, &token.address, &pem)?;
     if force {
         state.replace_device()?;
     }
@@ -57,7 +57,8 @@ pub async fn enrol(state: &StateDir, token: &str, force: bool) -> Result<Profile
     Ok(profile)
 }
 
-fn profile_from(wire: WireProfile, control: &str) -> Result<Profile, Failure> {
+/// Reads a profile of the wire.
+pub(crate) fn profile_from(wire: WireProfile, control: &str, ca: &str) -> Result<Profile, Failure> {
     let keys = |name: &str, keys: &[Vec<u8>]| {
         if keys.is_empty() || keys.iter().any(|key| key.len() != 32) {
             return Err(bad_profile(&format!("{name} are not keys")));
@@ -71,10 +72,12 @@ fn profile_from(wire: WireProfile, control: &str) -> Result<Profile, Failure> {
         cluster_keys: keys("cluster_keys", &wire.cluster_keys)?,
         grant_keys: keys("grant_keys", &wire.grant_keys)?,
         gateways: gateways.map_err(|_| bad_profile("gateways are not addresses"))?,
+        key_set_serial: wire.key_set_serial,
+        control_ca: ca.to_owned(),
     })
 }
 
-fn bad_profile(what: &str) -> Failure {
+pub(crate) fn bad_profile(what: &str) -> Failure {
     Failure::other(format!("control sent an unusable profile ({what}): does its version fit this program's?"))
 }
 
@@ -93,13 +96,14 @@ mod tests {
             cluster_keys: vec![vec![1; 32]],
             grant_keys: vec![vec![2; 32]],
             gateways: vec!["192.0.2.1:51820".to_owned()],
+            key_set_serial: 1,
         };
-        assert!(profile_from(good.clone(), "c:1").is_ok());
+        assert!(profile_from(good.clone(), "c:1", "").is_ok());
         let short = WireProfile { cluster_keys: vec![vec![1; 31]], ..good.clone() };
-        assert!(profile_from(short, "c:1").is_err());
+        assert!(profile_from(short, "c:1", "").is_err());
         let none = WireProfile { grant_keys: vec![], ..good.clone() };
-        assert!(profile_from(none, "c:1").is_err());
+        assert!(profile_from(none, "c:1", "").is_err());
         let address = WireProfile { gateways: vec!["gw1".to_owned()], ..good };
-        assert!(profile_from(address, "c:1").is_err());
+        assert!(profile_from(address, "c:1", "").is_err());
     }
 }

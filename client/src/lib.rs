@@ -7,4 +7,5 @@ pub mod failure;
 pub mod hex;
 pub mod operator;
 pub mod output;
+pub mod rotate;
 pub mod state_dir;

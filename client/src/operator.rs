@@ -12,6 +12,7 @@ use crate::failure::{Exit, Failure};
 use crate::output::Output;
 
 mod devices;
+mod keys;
 mod nodes;
 mod ownership;
 mod sessions;
@@ -80,9 +81,12 @@ enum Command {
     /// Gateway nodes
     #[command(subcommand, alias = "node")]
     Nodes(nodes::Command),
-    /// Devices: enrol, list, revoke
+    /// Devices: enrol, list, rotate, revoke
     #[command(subcommand, alias = "device")]
     Devices(devices::Command),
+    /// The cluster's own keys: list, rotate, retire
+    #[command(subcommand, alias = "key")]
+    Keys(keys::Command),
 }
 
 /// A connected operator.
@@ -119,6 +123,7 @@ pub async fn run(arguments: Arguments) -> Result<(), Failure> {
         Command::Ownership(command) => ownership::run(&operator, command).await,
         Command::Nodes(command) => nodes::run(&operator, command).await,
         Command::Devices(command) => devices::run(&operator, command).await,
+        Command::Keys(command) => keys::run(&operator, command).await,
     }
 }
 

@@ -7,6 +7,7 @@ use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt 
 use std::path::{Path, PathBuf};
 
 use jump_crypto::entropy::{Entropy, EntropyError};
+use jump_crypto::key_set::KeySetClaims;
 use jump_crypto::keys::{ClusterPublic, DeviceSecret, GrantVerifier};
 use jump_session::client::Stored;
 use jump_session::ids::{AttachSeq, Epoch};
@@ -22,6 +23,7 @@ pub const DEFAULT: &str = "/var/lib/jump";
 
 const KEY: &str = "device.key";
 const NEXT_KEY: &str = "device.key.next";
+const ROTATED_KEY: &str = "device.key.rotated";
 
 /// A state directory.
 #[derive(Debug, Clone)]
@@ -43,6 +45,12 @@ pub struct Profile {
     pub grant_keys: Vec<String>,
     /// Gateways' `ip:port`, best first.
     pub gateways: Vec<SocketAddr>,
+    /// The serial of the key set that the keys are of; grows as control rotates keys.
+    #[serde(default)]
+    pub key_set_serial: u64,
+    /// Control's CA certificate, PEM, as the enrolment token carried it.
+    #[serde(default)]
+    pub control_ca: String,
 }
 
 /// The session, as `session.json` keeps it. Holds no secret.
@@ -77,6 +85,17 @@ impl Profile {
     /// A line that names the bad entry.
     pub fn verifier(&self) -> Result<GrantVerifier, Failure> {
         Ok(GrantVerifier::new(&parse_keys("grant_keys", &self.grant_keys)?))
+    }
+}
+
+impl Profile {
+    /// The same profile with the keys of a newer key set.
+    #[must_use]
+    pub fn with_keys(mut self, keys: &KeySetClaims) -> Self {
+        self.cluster_keys = keys.cluster.iter().map(|key| hex::encode(&key.0)).collect();
+        self.grant_keys = keys.grant.iter().map(|key| hex::encode(key)).collect();
+        self.key_set_serial = keys.serial;
+        self
     }
 }
 
@@ -126,7 +145,11 @@ impl StateDir {
     /// # Errors
     /// [`Exit::AlreadyRunning`] when another process has it.
     pub fn lock(&self) -> Result<Lock, Failure> {
-        let path = self.path.join("lock");
+        self.lock_file("lock", "jump already runs")
+    }
+
+    fn lock_file(&self, name: &str, taken: &str) -> Result<Lock, Failure> {
+        let path = self.path.join(name);
         let file = OpenOptions::new()
             .create(true)
             .truncate(false)
@@ -138,10 +161,7 @@ impl StateDir {
             Ok(()) => Ok(Lock { _file: file }),
             Err(rustix::io::Errno::WOULDBLOCK) => Err(Failure::new(
                 Exit::AlreadyRunning,
-                format!(
-                    "jump already runs with {}: see jump status, or stop it with jump down",
-                    self.path.display()
-                ),
+                format!("{taken} with {}: see jump status, or stop it with jump down", self.path.display()),
             )),
             Err(error) => Err(self.failure(&path, &error.into())),
         }
@@ -201,12 +221,45 @@ impl StateDir {
         self.key_or_new(NEXT_KEY, entropy)
     }
 
+    /// The key that will replace the present one by rotation. On disk before control hears of it, so that a rotation that
+    /// was interrupted at any point is finished by asking again.
+    ///
+    /// # Errors
+    /// A line that says what to do.
+    pub fn rotated_key(&self, entropy: &mut dyn Entropy) -> Result<DeviceSecret, Failure> {
+        self.key_or_new(ROTATED_KEY, entropy)
+    }
+
+    /// True when a rotation was begun and not finished.
+    pub fn is_rotating(&self) -> bool {
+        self.path.join(ROTATED_KEY).exists()
+    }
+
+    /// Control has taken the rotated key: it becomes the device's key. The session goes on under it.
+    ///
+    /// # Errors
+    /// A line that says what to do.
+    pub fn finish_rotation(&self) -> Result<(), Failure> {
+        let path = self.path.join(KEY);
+        let renamed =
+            fs::rename(self.path.join(ROTATED_KEY), &path).and_then(|()| File::open(&self.path)?.sync_all());
+        renamed.map_err(|error| self.failure(&path, &error))
+    }
+
+    /// Keeps a second rotation from running beside the first.
+    ///
+    /// # Errors
+    /// When one runs.
+    pub fn lock_rotation(&self) -> Result<Lock, Failure> {
+        self.lock_file("rotation.lock", "a key rotation already runs")
+    }
+
     /// The next key becomes the device's key; profile and session of the old one are forgotten.
     ///
     /// # Errors
     /// A line that says what to do.
     pub fn replace_device(&self) -> Result<(), Failure> {
-        for name in ["profile.toml", "session.json"] {
+        for name in ["profile.toml", "session.json", ROTATED_KEY] {
             let path = self.path.join(name);
             match fs::remove_file(&path) {
                 Ok(()) => {}

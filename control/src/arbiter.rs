@@ -65,6 +65,9 @@ pub enum ArbiterError {
     Value(#[from] BadValue),
 }
 
+/// Where no device is asked about.
+const NO_DEVICE: DeviceKey = DeviceKey::from_bytes([0; 32]);
+
 /// What one consistent read says.
 #[derive(Debug)]
 struct Facts {
@@ -87,8 +90,10 @@ impl Arbiter {
     /// # Errors
     /// [`ArbiterError`].
     pub async fn attach(&self, ask: &AttachAsk) -> Result<StoredSession, ArbiterError> {
-        let request = &ask.request;
-        let id = ask.session.unwrap_or_else(|| session_id(&request.device, request.attempt));
+        // A device keeps the name of its first key, whichever of its keys made the handshake.
+        let key = ask.request.device;
+        let mut request = ask.request.clone();
+        let id = ask.session.unwrap_or_else(|| session_id(&key, request.attempt));
         let deadline = Instant::now() + self.handover_wait;
         let mut conflicts = 0;
         // A write of ours whose outcome is unknown may still land; no refusal is final before that is excluded.
@@ -98,7 +103,15 @@ impl Arbiter {
             let session_changed = session_wake.notified();
             tokio::pin!(session_changed);
             session_changed.as_mut().enable();
-            let facts = self.facts(id, Some(&request.claimant), &request.device).await?;
+            let facts = self.facts(id, Some(&request.claimant), &request.device, &key).await?;
+            if facts.device.is_none()
+                && request.device == key
+                && let Some(device) = self.alias(&key).await?
+            {
+                request.device = device;
+                continue;
+            }
+            let request = &request;
             let now = clock::unix_millis();
             let attempt = match &facts.session {
                 Some(stored) => {
@@ -176,7 +189,7 @@ impl Arbiter {
     /// # Errors
     /// [`ArbiterError`]; `UNKNOWN_SESSION` when there is no record.
     pub async fn session(&self, id: SessionId) -> Result<(StoredSession, bool, Revision), ArbiterError> {
-        let facts = self.facts(id, None, &DeviceKey::from_bytes([0; 32])).await?;
+        let facts = self.facts(id, None, &NO_DEVICE, &NO_DEVICE).await?;
         let stored = facts.session.ok_or_else(|| unknown_session(DeviceStanding::Active))?;
         Ok((stored, facts.view.owner_registered, facts.revision))
     }
@@ -188,7 +201,7 @@ impl Arbiter {
     ) -> Result<StoredSession, ArbiterError> {
         let mut last_unknown = None;
         for round in 0..CONFLICTS_MAX {
-            let facts = self.facts(id, None, &DeviceKey::from_bytes([0; 32])).await?;
+            let facts = self.facts(id, None, &NO_DEVICE, &NO_DEVICE).await?;
             let Some(stored) = &facts.session else {
                 return Err(unknown_session(DeviceStanding::Active).into());
             };
@@ -209,12 +222,19 @@ impl Arbiter {
         Err(last_unknown.map_or_else(|| conflict().into(), Into::into))
     }
 
+    /// The device that rotated to `key`, if any.
+    async fn alias(&self, key: &DeviceKey) -> Result<Option<DeviceKey>, ArbiterError> {
+        let snapshot = self.store.read(&[layout::device_key(key)]).await?;
+        Ok(snapshot.values[0].as_ref().map(devices::read_alias).transpose()?)
+    }
+
     /// Reads the session, its device, and every node that the decision is about, at one revision.
     async fn facts(
         &self,
         id: SessionId,
         claimant: Option<&Owner>,
         device: &DeviceKey,
+        key: &DeviceKey,
     ) -> Result<Facts, ArbiterError> {
         // The cache's guess of the nodes involved saves a second read, most of the time.
         let mut nodes: Vec<NodeId> = claimant.map(|owner| owner.node.clone()).into_iter().collect();
@@ -254,7 +274,11 @@ impl Arbiter {
                 owner_draining: phase.and_then(owner_of).is_some_and(is_draining),
                 owner_registered: phase.and_then(owner_of).is_some_and(is_run),
                 target_registered: phase.and_then(target_of).is_some_and(is_run),
-                device: devices::standing(device.as_ref().map(|(record, _)| record), clock::unix_millis()),
+                device: devices::standing_with(
+                    device.as_ref().map(|(record, _)| record),
+                    key,
+                    clock::unix_millis(),
+                ),
             };
             return Ok(Facts { session, device, view, revision: snapshot.revision });
         }

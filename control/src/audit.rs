@@ -2,6 +2,7 @@
 //! never delay or change it.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use jump_proto::convert::AttachAsk;
 use jump_session::ids::{DeviceKey, NodeId};
@@ -12,6 +13,7 @@ use jump_telemetry::audit::{
 };
 
 use crate::arbiter::ArbiterError;
+use crate::devices::StoredDevice;
 use crate::identity::Identity;
 use crate::layout::StoredSession;
 use crate::metrics;
@@ -144,10 +146,29 @@ pub(crate) fn device_revoked(key: DeviceKey, name: &str, sessions: u32, operator
     emit(event.reason(Reason::KeyRevoked).detail(format!("sessions ended: {sessions}")));
 }
 
-/// The cluster's key rings changed, and this replica uses them.
-pub(crate) fn keys_changed(version: u64) {
-    let entity = Entity { kind: "cluster key", uid: format!("revision {version}"), name: String::new() };
-    emit(Event::entity(EntityAction::KeyRotated, entity));
+/// A cluster or grant key changed its state: by an operator, or because its time had come. Told by the replica that wrote
+/// it.
+pub(crate) fn key_changed(kind: &'static str, id: String, change: &str, operator: Option<&Identity>) {
+    let entity = Entity { kind, uid: id, name: String::new() };
+    let actor = operator.map_or(Actor::System, by);
+    emit(Event::entity(EntityAction::KeyRotated, entity).actor(actor).detail(change.to_owned()));
+}
+
+/// A device replaced its key by itself.
+pub(crate) fn device_rotated(
+    device: &StoredDevice,
+    old: DeviceKey,
+    new: DeviceKey,
+    from: Option<SocketAddr>,
+) {
+    let event = of_device(EntityAction::DeviceRotated, device.key, &device.record.name);
+    emit(seen_at(event.actor(Actor::Device(old)).detail(format!("its key is now {new}")), from));
+}
+
+/// An operator set a time by which a device must have replaced its key.
+pub(crate) fn rotation_required(device: &StoredDevice, within: Duration, operator: &Identity) {
+    let event = of_device(EntityAction::DeviceRotated, device.key, &device.record.name).actor(by(operator));
+    emit(event.detail(format!("its present key ends in {} s unless it rotates", within.as_secs())));
 }
 
 fn transition(before: Option<&SessionRecord>, after: &SessionRecord) -> Option<Event> {

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use ipnet::IpNet;
+use jump_crypto::key_ring::RingPolicy;
 use jump_session::policy::SessionPolicy;
 use jump_telemetry::log::Format;
 use jump_telemetry::settings::Observability;
@@ -67,6 +68,8 @@ pub struct Config {
     pub handover_wait: Duration,
     /// The bounds of sessions.
     pub policy: SessionPolicy,
+    /// How keys overlap.
+    pub keys: KeyTimes,
     /// Networks that clients send into the tunnel.
     pub routes: Vec<IpNet>,
     /// DNS servers inside.
@@ -81,6 +84,15 @@ pub struct Config {
     pub log: LogOptions,
     /// Audit events and traces.
     pub observability: Observability,
+}
+
+/// How keys overlap when they are rotated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct KeyTimes {
+    /// Of the cluster's and the grant keys.
+    pub ring: RingPolicy,
+    /// How long a device's old key serves beside its new one.
+    pub device_overlap: Duration,
 }
 
 /// Logs.
@@ -124,6 +136,9 @@ pub const SETTINGS: &[(&str, &str, &str)] = &[
     ("policy.switch_cooldown", "100ms", "shortest time between two switches"),
     ("policy.sessions_per_device_max", "4", "live sessions per device"),
     ("policy.address_quarantine", "5m", "how long an inner address rests before another session gets it"),
+    ("keys.announce", "10m", "how long a new cluster or grant key is announced before it comes into use"),
+    ("keys.overlap", "30d", "how long a replaced cluster or grant key is still accepted"),
+    ("keys.device_overlap", "1h", "how long a device's old key serves beside its new one"),
     ("routes", "", "networks that clients send into the tunnel (CIDR); the pools always are"),
     ("dns", "", "DNS servers that clients use"),
     ("mtu", "1280", "largest inner packet, in bytes"),
@@ -173,6 +188,13 @@ impl Config {
                 sessions_per_device_max: reader.parse("policy.sessions_per_device_max", "a number"),
                 address_quarantine: reader.duration("policy.address_quarantine"),
             },
+            keys: KeyTimes {
+                ring: RingPolicy {
+                    announce_seconds: reader.duration("keys.announce").as_secs(),
+                    overlap_seconds: reader.duration("keys.overlap").as_secs(),
+                },
+                device_overlap: reader.duration("keys.device_overlap"),
+            },
             routes: reader.list("routes", "a network, for example 192.168.0.0/16"),
             dns: reader.list("dns", "an IP address"),
             mtu: reader.parse("mtu", "a number of bytes"),
@@ -199,6 +221,12 @@ impl Config {
             reader.wrong(
                 "lease.ttl",
                 &format!("must be at least two lease.renew_interval plus lease.guard_margin ({least}), so that one lost renewal stops nobody"),
+            );
+        }
+        if self.keys.ring.announce_seconds < self.lease_ttl.as_secs() {
+            reader.wrong(
+                "keys.announce",
+                "must be at least lease.ttl, so that every gateway knows a key before it is used",
             );
         }
         let bits = |pool: &IpNet| pool.addr().is_ipv4();

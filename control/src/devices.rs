@@ -1,10 +1,10 @@
-//! Devices: enrolment by one-time tokens, validity, revocation.
+//! Devices: enrolment by one-time tokens, validity, key rotation, revocation.
 
 use std::sync::Mutex;
 use std::time::Duration;
 
 use jump_crypto::entropy::{Entropy, EntropyError};
-use jump_proto::store_v1::{DeviceRecord, TokenRecord};
+use jump_proto::store_v1::{DeviceAliasRecord, DeviceRecord, TokenRecord};
 use jump_session::ids::{DeviceKey, Revision, SessionId};
 use jump_session::ownership::{Change, DeviceStanding, UnixMillis};
 use jump_session::reason::Reason;
@@ -19,6 +19,8 @@ use crate::store::{Compare, KeyValue, Op, Outcome, SharedStore, StoreError, Txn}
 /// The longest device name, in characters.
 pub const NAME_CHARS_MAX: usize = 63;
 
+mod rotation;
+
 /// How often a lost compare-and-swap is repeated.
 const CONFLICTS_MAX: usize = 16;
 
@@ -32,6 +34,32 @@ pub fn standing(record: Option<&DeviceRecord>, now: UnixMillis) -> DeviceStandin
         return DeviceStanding::Expired;
     }
     DeviceStanding::Active
+}
+
+/// A device's standing at `now` when it attaches with `key`: one of its keys, and not past its overlap.
+pub fn standing_with(record: Option<&DeviceRecord>, key: &DeviceKey, now: UnixMillis) -> DeviceStanding {
+    let standing = standing(record, now);
+    let Some(record) = record.filter(|_| standing == DeviceStanding::Active) else { return standing };
+    if serves(record, key, now) { DeviceStanding::Active } else { DeviceStanding::Expired }
+}
+
+fn serves(record: &DeviceRecord, key: &DeviceKey, now: UnixMillis) -> bool {
+    if record.keys.is_empty() {
+        return record.device_key == key.as_bytes();
+    }
+    let mut of_device = record.keys.iter().filter(|known| known.key == key.as_bytes());
+    of_device.any(|known| known.until_ms == 0 || now < known.until_ms)
+}
+
+/// Which device a stored alias names.
+///
+/// # Errors
+/// [`BadValue`].
+pub(crate) fn read_alias(stored: &KeyValue) -> Result<DeviceKey, BadValue> {
+    let alias: DeviceAliasRecord = layout::decode(stored)?;
+    let key = <[u8; 32]>::try_from(alias.device_key.as_slice())
+        .map_err(|_| BadValue { key: stored.key.clone(), reason: "no device key".to_owned() })?;
+    Ok(DeviceKey::from_bytes(key))
 }
 
 /// A device with the revision that last changed it.
@@ -82,6 +110,12 @@ pub enum DeviceError {
     /// No such device.
     #[error("no device with this key is enrolled")]
     UnknownDevice,
+    /// The device has replaced the key already, by another than the one that is asked for.
+    #[error("this key is not the device's present one: it was rotated before")]
+    KeySuperseded,
+    /// The device or its key may not be used any more.
+    #[error("the device may not rotate its key [{}]", .0.code())]
+    NotActive(Reason),
     /// Others keep changing the same keys.
     #[error("too many concurrent changes: try again")]
     Busy,
@@ -94,6 +128,8 @@ pub struct Devices {
     pub store: SharedStore,
     /// Ends the sessions of revoked devices.
     pub arbiter: Arbiter,
+    /// How long a device's old key serves beside its new one.
+    pub overlap: Duration,
 }
 
 impl Devices {
@@ -135,7 +171,7 @@ impl Devices {
         secret: &[u8; 32],
         key: DeviceKey,
     ) -> Result<StoredDevice, DeviceError> {
-        let keys = [token_key(secret), layout::device(&key)];
+        let keys = [token_key(secret), layout::device(&key), layout::device_key(&key)];
         for _ in 0..CONFLICTS_MAX {
             let snapshot = self.store.read(&keys).await?;
             let now = clock::unix_millis();
@@ -148,7 +184,7 @@ impl Devices {
             if !token.device_key.is_empty() || token.expires_ms <= now {
                 return Err(DeviceError::BadToken);
             }
-            if snapshot.values[1].is_some() {
+            if snapshot.values[1].is_some() || snapshot.values[2].is_some() {
                 return Err(DeviceError::KeyInUse);
             }
             let not_after_ms = match token.device_ttl_ms {
@@ -161,6 +197,7 @@ impl Devices {
                 compares: vec![
                     Compare::Modified(keys[0].clone(), stored_token.mod_revision),
                     Compare::absent(&keys[1]),
+                    Compare::absent(&keys[2]),
                 ],
                 ops: vec![
                     Op::put(&keys[0], token.encode_to_vec()),
@@ -186,7 +223,7 @@ impl Devices {
     ) -> Result<StoredDevice, DeviceError> {
         let path = layout::device(&key);
         for _ in 0..CONFLICTS_MAX {
-            if let Some(stored) = self.read_device(&key).await? {
+            if let Some(stored) = self.device_of(&key).await? {
                 let same = stored.record.name == name
                     && stored.record.not_after_ms == not_after_ms
                     && stored.record.revoked_ms == 0;
@@ -194,7 +231,7 @@ impl Devices {
             }
             let record = new_record(key, name, clock::unix_millis(), not_after_ms);
             let txn = Txn {
-                compares: vec![Compare::absent(&path)],
+                compares: vec![Compare::absent(&path), Compare::absent(layout::device_key(&key))],
                 ops: vec![Op::put(&path, record.encode_to_vec())],
             };
             if let Some(modified) = self.committed(txn).await? {
@@ -209,10 +246,10 @@ impl Devices {
     /// # Errors
     /// [`DeviceError::UnknownDevice`] and the store's; asking again finishes what was left.
     pub async fn revoke(&self, key: DeviceKey) -> Result<(StoredDevice, u32), DeviceError> {
-        let path = layout::device(&key);
         let mut revoked = None;
         for _ in 0..CONFLICTS_MAX {
-            let mut stored = self.read_device(&key).await?.ok_or(DeviceError::UnknownDevice)?;
+            let mut stored = self.device_of(&key).await?.ok_or(DeviceError::UnknownDevice)?;
+            let path = layout::device(&stored.key);
             if stored.record.revoked_ms != 0 {
                 revoked = Some(stored);
                 break;
@@ -252,9 +289,18 @@ impl Devices {
         Ok((devices, page.more))
     }
 
-    async fn read_device(&self, key: &DeviceKey) -> Result<Option<StoredDevice>, DeviceError> {
-        let snapshot = self.store.read(&[layout::device(key)]).await?;
-        Ok(snapshot.values[0].as_ref().map(StoredDevice::read).transpose()?)
+    /// The device that `key` is or was a key of.
+    async fn device_of(&self, key: &DeviceKey) -> Result<Option<StoredDevice>, DeviceError> {
+        let snapshot = self.store.read(&[layout::device(key), layout::device_key(key)]).await?;
+        let stored = match (&snapshot.values[0], &snapshot.values[1]) {
+            (Some(stored), _) => Some(stored.clone()),
+            (None, Some(alias)) => {
+                let first = layout::device(&read_alias(alias)?);
+                self.store.read(&[first]).await?.values.remove(0)
+            }
+            (None, None) => None,
+        };
+        Ok(stored.as_ref().map(StoredDevice::read).transpose()?)
     }
 
     /// The revision, or `None` when it must be decided anew: lost, or unknown and to be read again.
@@ -276,6 +322,7 @@ fn new_record(key: DeviceKey, name: &str, now: UnixMillis, not_after_ms: UnixMil
         not_after_ms,
         revoked_ms: 0,
         sessions: Vec::new(),
+        keys: Vec::new(),
     }
 }
 

@@ -1,31 +1,45 @@
-//! The cluster handshake keys and the grant keys: created once for the whole cluster, shared through the store.
+//! The cluster handshake keys and the grant keys: created once for the whole cluster, shared through the store, rotated
+//! by the rules of [`jump_crypto::key_ring`].
 
 use std::sync::Mutex;
 
 use jump_crypto::entropy::{Entropy, EntropyError};
-use jump_crypto::keys::{ClusterSecret, GrantSigner};
-use jump_proto::store_v1::{KeyRecord, KeyRingRecord, KeyState};
+use jump_crypto::key_ring::{RingError, RingPolicy};
+use jump_crypto::key_set::{KEYS_MAX, KeySet, KeySetClaims};
+use jump_crypto::keys::{ClusterSecret, GrantKeyId, GrantSigner};
 use jump_session::ids::Revision;
-use prost::Message;
+use jump_session::ownership::UnixMillis;
+use zeroize::Zeroizing;
 
 use crate::clock;
 use crate::layout::{self, BadValue};
-use crate::store::{Compare, KeyValue, Op, SharedStore, StoreError, Txn};
+use crate::store::{Compare, Op, SharedStore, StoreError, Txn};
 
-/// The keys of a ring at one revision of the store.
+mod keeper;
+mod ring;
+
+pub use keeper::{Keeper, KeyChange};
+pub use ring::{PublicKey, Purpose, Ring};
+
+/// The keys in use at one revision of the store.
 #[derive(Debug)]
 pub struct KeyRings {
-    /// Handshake keys to answer under, current first, then next and retiring.
+    /// Handshake keys to answer under: current first, then next and retiring.
     pub cluster: Vec<ClusterSecret>,
-    /// Signs grants and node certificates.
-    pub signer: GrantSigner,
-    /// Grant public keys that are accepted: current, next and retiring.
-    pub grant_public: Vec<[u8; 32]>,
+    /// The keys that sign grants, node certificates and key sets: the current one first, then those that retire, for
+    /// devices that know no other yet.
+    pub signers: Vec<GrantSigner>,
+    /// What devices are told.
+    pub claims: KeySetClaims,
+    /// The same, signed by each of `signers`.
+    pub key_sets: Vec<KeySet>,
     /// Changes whenever a ring does.
     pub version: u64,
+    /// When time alone changes a ring, in milliseconds since the Unix epoch.
+    pub due: Option<UnixMillis>,
 }
 
-/// Why the key rings cannot be used.
+/// Why the key rings cannot be used or changed.
 #[derive(Debug, thiserror::Error)]
 pub enum KeyRingError {
     /// The store failed.
@@ -34,12 +48,21 @@ pub enum KeyRingError {
     /// A stored ring cannot be read.
     #[error(transparent)]
     Value(#[from] BadValue),
-    /// A stored ring has no current key, or a key of a wrong length.
+    /// A stored ring has no current key, breaks the rules of rings, or holds a key of a wrong length.
     #[error("the key ring {0} has no usable current key")]
     NoCurrentKey(&'static str),
     /// The random generator refused.
     #[error(transparent)]
     Entropy(#[from] EntropyError),
+    /// The ring's rules refuse the change.
+    #[error("{0}")]
+    Refused(#[from] RingError),
+    /// Too many keys are accepted at once.
+    #[error("{KEYS_MAX} keys are accepted already: wait for an overlap to end, or retire one")]
+    Full,
+    /// Others keep changing the ring.
+    #[error("too many concurrent changes: try again")]
+    Busy,
 }
 
 impl KeyRings {
@@ -47,22 +70,25 @@ impl KeyRings {
     ///
     /// # Errors
     /// [`KeyRingError`].
-    pub async fn load(store: &SharedStore, entropy: &Mutex<Box<dyn Entropy>>) -> Result<Self, KeyRingError> {
+    pub async fn load(
+        store: &SharedStore,
+        policy: RingPolicy,
+        entropy: &Mutex<Box<dyn Entropy>>,
+    ) -> Result<Self, KeyRingError> {
+        let paths = Purpose::ALL.map(|purpose| purpose.path().to_owned());
         loop {
-            let keys = [layout::CLUSTER_KEYS.to_owned(), layout::GRANT_KEYS.to_owned()];
-            let snapshot = store.read(&keys).await?;
+            let snapshot = store.read(&paths).await?;
             if let [Some(cluster), Some(grant)] = &snapshot.values[..] {
-                return Self::read(cluster, grant);
+                let cluster = Ring::read(Purpose::Cluster, cluster)?;
+                let grant = Ring::read(Purpose::Grant, grant)?;
+                return Self::of(&cluster, &grant, policy);
             }
-            let missing = keys.into_iter().zip(&snapshot.values).filter(|(_, value)| value.is_none());
-            for (key, _) in missing {
-                let secret = match key == layout::CLUSTER_KEYS {
-                    true => *ClusterSecret::generate(lock(entropy).as_mut())?.expose(),
-                    false => *GrantSigner::generate(lock(entropy).as_mut())?.expose_seed(),
-                };
+            let missing = Purpose::ALL.into_iter().zip(&snapshot.values).filter(|(_, value)| value.is_none());
+            for (purpose, _) in missing {
+                let secret = purpose.generate(lock(entropy).as_mut())?;
                 let txn = Txn {
-                    compares: vec![Compare::absent(&key)],
-                    ops: vec![Op::put(key, first_ring(secret.to_vec()))],
+                    compares: vec![Compare::absent(purpose.path())],
+                    ops: vec![Op::put(purpose.path(), Ring::first(purpose, &secret, clock::unix_millis()))],
                 };
                 // A conflict or an unknown outcome is settled by reading again.
                 match store.commit(txn).await {
@@ -73,13 +99,37 @@ impl KeyRings {
         }
     }
 
-    fn read(cluster: &KeyValue, grant: &KeyValue) -> Result<Self, KeyRingError> {
-        let cluster_keys: Vec<ClusterSecret> =
-            usable(cluster, "keys/cluster")?.into_iter().map(ClusterSecret::from_bytes).collect();
-        let seeds = usable(grant, "keys/grant")?;
-        let grant_public = seeds.iter().map(|seed| GrantSigner::from_seed(seed).public()).collect();
-        let Revision(version) = cluster.mod_revision.max(grant.mod_revision);
-        Ok(Self { cluster: cluster_keys, signer: GrantSigner::from_seed(&seeds[0]), grant_public, version })
+    fn of(cluster: &Ring, grant: &Ring, policy: RingPolicy) -> Result<Self, KeyRingError> {
+        let now = clock::unix_seconds();
+        let cluster_secrets: Vec<ClusterSecret> =
+            cluster.accepted(policy, now)?.iter().map(|secret| ClusterSecret::from_bytes(**secret)).collect();
+        let grant_secrets = grant.accepted(policy, now)?;
+        let claims = KeySetClaims {
+            // Each term grows with every change of its ring, so the sum grows with every change of either.
+            serial: cluster.changed().saturating_add(grant.changed()),
+            hybrid: false,
+            cluster: cluster_secrets.iter().map(ClusterSecret::public).collect(),
+            grant: grant_secrets.iter().map(|seed| GrantSigner::from_seed(seed).public()).collect(),
+        };
+        let signers: Vec<GrantSigner> =
+            grant.signing(policy, now)?.iter().map(|seed| GrantSigner::from_seed(seed)).collect();
+        let Revision(version) = cluster.modified.max(grant.modified);
+        let due = [cluster.due(policy), grant.due(policy)].into_iter().flatten().min();
+        Ok(Self {
+            cluster: cluster_secrets,
+            key_sets: signers.iter().map(|signer| KeySet::issue(&claims, signer)).collect(),
+            signers,
+            claims,
+            version,
+            due,
+        })
+    }
+
+    /// The key that signs for a device that accepts those named `known`.
+    pub fn signer_for(&self, known: &[[u8; 4]]) -> &GrantSigner {
+        let accepted =
+            self.signers.iter().find(|signer| known.iter().any(|id| GrantKeyId(*id) == signer.id()));
+        accepted.unwrap_or(&self.signers[0])
     }
 }
 
@@ -87,29 +137,5 @@ fn lock(entropy: &Mutex<Box<dyn Entropy>>) -> std::sync::MutexGuard<'_, Box<dyn 
     entropy.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
-fn first_ring(secret: Vec<u8>) -> Vec<u8> {
-    let now = clock::unix_millis();
-    let key = KeyRecord { secret, state: KeyState::Current.into(), created_ms: now, changed_ms: now };
-    KeyRingRecord { keys: vec![key] }.encode_to_vec()
-}
-
-/// The secrets of keys in use: the current one first. Not empty.
-fn usable(stored: &KeyValue, name: &'static str) -> Result<Vec<[u8; 32]>, KeyRingError> {
-    let ring: KeyRingRecord = layout::decode(stored)?;
-    let rank = |key: &KeyRecord| match key.state() {
-        KeyState::Current => Some(0),
-        KeyState::Next => Some(1),
-        KeyState::Retiring => Some(2),
-        KeyState::Unspecified | KeyState::Retired => None,
-    };
-    let mut ranked: Vec<(i32, [u8; 32])> = ring
-        .keys
-        .iter()
-        .filter_map(|key| Some((rank(key)?, <[u8; 32]>::try_from(key.secret.as_slice()).ok()?)))
-        .collect();
-    ranked.sort_by_key(|(rank, _)| *rank);
-    match ranked.first() {
-        Some((0, _)) => Ok(ranked.into_iter().map(|(_, secret)| secret).collect()),
-        Some(_) | None => Err(KeyRingError::NoCurrentKey(name)),
-    }
-}
+/// The private half of a key.
+type Secret = Zeroizing<[u8; 32]>;

@@ -25,6 +25,8 @@ pub const DRAINS: &str = "/jump/v1/drains/";
 pub const ADDRESSES: &str = "/jump/v1/addresses/";
 /// Enrolled devices.
 pub const DEVICES: &str = "/jump/v1/devices/";
+/// Keys that devices rotated to.
+pub const DEVICE_KEYS: &str = "/jump/v1/device-keys/";
 /// Enrolment tokens.
 pub const TOKENS: &str = "/jump/v1/tokens/";
 /// The cluster handshake keys.
@@ -65,6 +67,11 @@ pub fn address(address: IpAddr) -> String {
 /// The key of a device.
 pub fn device(key: &DeviceKey) -> String {
     format!("{DEVICES}{key}")
+}
+
+/// The key that says which device rotated to `key`.
+pub fn device_key(key: &DeviceKey) -> String {
+    format!("{DEVICE_KEYS}{key}")
 }
 
 /// The key of an enrolment token.

@@ -11,6 +11,7 @@ use jump_crypto::entropy::{Entropy, EntropyError, OsEntropy};
 use jump_proto::client_v1::enrolment_service_server::EnrolmentServiceServer;
 use jump_proto::control_v1::device_service_server::DeviceServiceServer;
 use jump_proto::control_v1::gateway_service_server::GatewayServiceServer;
+use jump_proto::control_v1::key_service_server::KeyServiceServer;
 use jump_proto::control_v1::node_service_server::NodeServiceServer;
 use jump_proto::control_v1::ownership_service_server::OwnershipServiceServer;
 use jump_proto::control_v1::session_service_server::SessionServiceServer;
@@ -26,10 +27,10 @@ use crate::arbiter::Arbiter;
 use crate::bindings::Bindings;
 use crate::config::{Config, StoreConfig};
 use crate::devices::Devices;
-use crate::keyring::{KeyRingError, KeyRings};
+use crate::keyring::{Keeper, KeyChange, KeyRingError, KeyRings, Purpose};
 use crate::registry::Registry;
 use crate::service::{
-    Context, DeviceApi, EnrolmentApi, GatewayApi, NodeApi, OwnershipApi, Profile, SessionApi,
+    Context, DeviceApi, EnrolmentApi, GatewayApi, KeyApi, NodeApi, OwnershipApi, Profile, SessionApi,
 };
 use crate::store::etcd::{EtcdConfig, EtcdTls};
 use crate::store::{EmbeddedStore, EtcdStore, MeasuredStore, SharedStore, StoreError};
@@ -41,6 +42,9 @@ const CERTIFICATE_LIFETIME: Duration = Duration::from_secs(3600);
 /// Time between pings on client connections, and how long one may stay unanswered.
 const PING_INTERVAL: Duration = Duration::from_secs(5);
 const PING_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// Between two looks at a key whose time has come: clocks count in different grains.
+const KEYS_PAUSE: Duration = Duration::from_millis(200);
 
 /// How long requests may take to finish once the replica stops.
 const DRAIN_MAX: Duration = Duration::from_secs(5);
@@ -143,7 +147,7 @@ impl Replica {
         let store: SharedStore = Arc::new(MeasuredStore::new(store));
         let (tls, ca) = tls(&config)?;
         let entropy: Arc<Mutex<Box<dyn Entropy>>> = Arc::new(Mutex::new(Box::new(OsEntropy::new()?)));
-        let keys = Arc::new(ArcSwap::from_pointee(KeyRings::load(&store, &entropy).await?));
+        let keys = Arc::new(ArcSwap::from_pointee(KeyRings::load(&store, config.keys.ring, &entropy).await?));
         let listener = TcpListener::bind(config.listen)
             .await
             .map_err(|error| ServeError::Listen { address: config.listen, error })?;
@@ -162,7 +166,8 @@ impl Replica {
         routes.extend(config.routes.iter().copied().filter(|route| !config.pools.contains(route)));
         let context = Arc::new(Context {
             registry: Registry::new(Arc::clone(&store), Arc::clone(&bindings), config.lease_ttl),
-            devices: Devices { store, arbiter: arbiter.clone() },
+            keeper: Keeper { store: Arc::clone(&store), policy: config.keys.ring },
+            devices: Devices { store, arbiter: arbiter.clone(), overlap: config.keys.device_overlap },
             arbiter,
             bindings,
             keys,
@@ -230,6 +235,7 @@ impl Replica {
             .add_service(SessionServiceServer::new(SessionApi::new(Arc::clone(&context))))
             .add_service(OwnershipServiceServer::new(OwnershipApi::new(Arc::clone(&context))))
             .add_service(NodeServiceServer::new(NodeApi::new(Arc::clone(&context))))
+            .add_service(KeyServiceServer::new(KeyApi::new(Arc::clone(&context))))
             .add_service(DeviceServiceServer::new(DeviceApi::new(Arc::clone(&context))))
             .add_service(EnrolmentServiceServer::new(EnrolmentApi::new(Arc::clone(&context))));
         tracing::info!(%address, advertise = config.advertise, "listening");
@@ -280,26 +286,35 @@ async fn serve_metrics(
     })
 }
 
-/// Loads the key rings again whenever one changes.
+/// Loads the key rings again whenever one changes, and changes them when their time has come. Every replica tries; the
+/// first compare-and-swap wins.
 async fn refresh_keys(context: Arc<Context>) {
     let changed = context.bindings.keys_changed();
     loop {
-        tokio::select! {
-            () = changed.notified() => {}
+        let due = context.keys.load().due;
+        let wait = due.map(|due| Duration::from_millis(due.saturating_sub(clock::unix_millis())));
+        let advance = tokio::select! {
+            () = changed.notified() => false,
+            () = tokio::time::sleep(wait.unwrap_or(Duration::MAX).max(KEYS_PAUSE)) => true,
             () = context.stop.cancelled() => return,
-        }
-        match KeyRings::load(&context.arbiter.store, &context.entropy).await {
-            Ok(rings) => {
-                audit::keys_changed(rings.version);
-                context.keys.store(Arc::new(rings));
-            }
-            Err(error) => {
-                tracing::warn!(%error, "cannot load the cluster's keys; trying again");
-                tokio::time::sleep(Duration::from_secs(1)).await;
-                changed.notify_one();
-            }
+        };
+        if let Err(error) = reload_keys(&context, advance).await {
+            tracing::warn!(%error, "cannot load the cluster's keys; trying again");
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            changed.notify_one();
         }
     }
+}
+
+async fn reload_keys(context: &Context, advance: bool) -> Result<(), KeyRingError> {
+    if advance {
+        for purpose in Purpose::ALL {
+            context.keeper.change(purpose, &KeyChange::Advance, &context.entropy, None, "").await?;
+        }
+    }
+    let Context { keeper, entropy, keys, .. } = context;
+    keys.store(Arc::new(KeyRings::load(&keeper.store, keeper.policy, entropy).await?));
+    Ok(())
 }
 
 async fn open_store(config: &StoreConfig) -> Result<SharedStore, ServeError> {

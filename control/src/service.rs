@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use crate::arbiter::Arbiter;
 use crate::bindings::Bindings;
 use crate::devices::Devices;
-use crate::keyring::KeyRings;
+use crate::keyring::{Keeper, KeyRings};
 use crate::layout::Node;
 use crate::registry::Registry;
 
@@ -22,6 +22,7 @@ mod device;
 mod enrolment;
 mod feed;
 mod gateway;
+mod keys;
 mod node;
 mod ownership;
 mod session;
@@ -30,6 +31,7 @@ mod status;
 pub use device::DeviceApi;
 pub use enrolment::EnrolmentApi;
 pub use gateway::GatewayApi;
+pub use keys::KeyApi;
 pub use node::NodeApi;
 pub use ownership::OwnershipApi;
 pub use session::SessionApi;
@@ -66,6 +68,8 @@ pub struct Context {
     pub devices: Devices,
     /// The cache.
     pub bindings: Arc<Bindings>,
+    /// Changes the key rings.
+    pub keeper: Keeper,
     /// The keys in use.
     pub keys: Arc<ArcSwap<KeyRings>>,
     /// Makes token secrets and keys.

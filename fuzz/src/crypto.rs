@@ -11,6 +11,7 @@ use jump_crypto::handshake::{
     AttachIntent, Established, INIT_LEN, Initiation, InitiationInput, REPLY_LEN_MAX, Responder, Suite,
 };
 use jump_crypto::ids::{AttachSeq, AttemptId, Epoch, Incarnation, ReceiverIndex};
+use jump_crypto::key_set::{KeySet, KeySetClaims};
 use jump_crypto::keys::{ClusterSecret, DeviceSecret, GrantSigner, GrantVerifier};
 use jump_crypto::record::{Content, HEADER_LEN, OVERHEAD, RecordHeader};
 
@@ -107,13 +108,14 @@ fn record_seeds() -> Vec<Vec<u8>> {
     vec![sequence(&[0, 1, 2]), sequence(&[2, 0, 2, 1, 0])]
 }
 
-/// A client parses a node certificate and a grant.
+/// A client parses a node certificate, a grant and a key set.
 pub(crate) fn statement(input: &[u8]) {
     let world = World::new();
     let genuine = statement_seeds();
     for (parsed, holds) in [
         (NodeCertificate::parse(input).map(|it| it.as_bytes().to_vec()), certificate_holds(&world, input)),
         (Grant::parse(input).map(|it| it.as_bytes().to_vec()), grant_holds(&world, input)),
+        (KeySet::parse(input).map(|it| it.as_bytes().to_vec()), key_set_holds(&world, input)),
     ] {
         assert!(parsed.is_err() || parsed.as_deref() == Ok(input), "the encoding is not the only one");
         assert!(!holds || genuine.iter().any(|seed| seed == input), "a forged statement was accepted");
@@ -128,6 +130,10 @@ fn grant_holds(world: &World, input: &[u8]) -> bool {
     Grant::parse(input).and_then(|it| it.open(&world.verifier(), NOW)).is_ok()
 }
 
+fn key_set_holds(world: &World, input: &[u8]) -> bool {
+    KeySet::parse(input).and_then(|it| it.open(&world.verifier(), 0)).is_ok()
+}
+
 fn statement_seeds() -> Vec<Vec<u8>> {
     let world = World::new();
     let claims = jump_crypto::grant::GrantClaims {
@@ -139,9 +145,16 @@ fn statement_seeds() -> Vec<Vec<u8>> {
         incarnation: Incarnation(7),
         not_after: NOW + 60,
     };
+    let key_set_claims = KeySetClaims {
+        serial: 1,
+        hybrid: false,
+        cluster: vec![world.cluster.public()],
+        grant: vec![world.signer.public()],
+    };
     vec![
         Grant::issue(&claims, &world.signer).as_bytes().to_vec(),
         certificate(&world.signer, &node()).as_bytes().to_vec(),
+        KeySet::issue(&key_set_claims, &world.signer).as_bytes().to_vec(),
     ]
 }
 
@@ -202,6 +215,7 @@ impl World {
                 reason: 0,
                 capabilities: 0,
                 rekey: false,
+                holding: jump_crypto::handshake::Holding::default(),
             },
             index: CLIENT,
             cookie: None,

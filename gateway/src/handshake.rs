@@ -52,13 +52,14 @@ fn answer(
     let responder = responder.read().unwrap_or_else(PoisonError::into_inner);
     let pending = responder.read_init(&job.datagram[..]).ok()?;
     let (device, intent) = (pending.device(), pending.intent().clone());
+    let key_set = responder.key_set_for(&intent.holding).map(Box::from);
     let mut reply = [0; REPLY_LEN_MAX];
     let (len, keys) = pending
         .write_reply(&responder, job.index, job.hint, &roster(ROSTER_MAX), entropy, &mut reply)
         .inspect_err(|error| tracing::error!(%error, "cannot answer a handshake"))
         .ok()?;
     trace::past_span(intent.attempt, "answer_init", started..SystemTime::now(), &[]);
-    Some(Answered { keys, device, intent, path: job.source, reply: Box::from(&reply[..len]) })
+    Some(Answered { keys, device, intent, path: job.source, reply: Box::from(&reply[..len]), key_set })
 }
 
 /// First messages of the last while, by a secret hash: the same one from another address is a replay.

@@ -5,9 +5,10 @@ use std::sync::PoisonError;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use jump_crypto::certificate::NodeCertificate;
+use jump_crypto::certificate::{NodeCertificate, VerifyError};
 use jump_crypto::cookie::Gate;
 use jump_crypto::ids::{Epoch, SessionId};
+use jump_crypto::key_set::KeySet;
 use jump_crypto::keys::ClusterSecret;
 use jump_proto::control_v1::{FenceAck, FenceOrder, RenewRequest, RenewResponse};
 use jump_session::gateway::Nanos;
@@ -146,13 +147,20 @@ async fn obey(context: &Arc<Context>, fences: &[FenceOrder]) -> Vec<FenceAck> {
 }
 
 async fn take_news(context: &Context, response: &RenewResponse) {
-    if !response.node_certificate.is_empty() {
-        match NodeCertificate::parse(&response.node_certificate) {
-            Ok(certificate) => {
+    match read_certificates(&response.node_certificates) {
+        Ok(certificates) => {
+            let mut responder = context.responder.write().unwrap_or_else(PoisonError::into_inner);
+            responder.set_certificates(certificates);
+        }
+        Err(error) => tracing::error!(%error, "control sent an unusable node certificate"),
+    }
+    if !response.key_sets.is_empty() {
+        match read_key_sets(&response.key_sets) {
+            Ok(key_sets) => {
                 let mut responder = context.responder.write().unwrap_or_else(PoisonError::into_inner);
-                responder.set_certificate(certificate);
+                responder.set_key_sets(key_sets);
             }
-            Err(error) => tracing::error!(%error, "control sent an unusable node certificate"),
+            Err(error) => tracing::error!(%error, "control sent an unusable key set"),
         }
     }
     if !response.cluster_keys.is_empty() {
@@ -171,6 +179,16 @@ async fn take_news(context: &Context, response: &RenewResponse) {
         }
     }
     context.set_operator_drain(response.drain);
+}
+
+/// Reads node certificates as control hands them out.
+pub(crate) fn read_certificates(encoded: &[Vec<u8>]) -> Result<Vec<NodeCertificate>, VerifyError> {
+    encoded.iter().map(|bytes| NodeCertificate::parse(bytes)).collect()
+}
+
+/// Reads key sets as control hands them out.
+pub(crate) fn read_key_sets(encoded: &[Vec<u8>]) -> Result<Vec<KeySet>, VerifyError> {
+    encoded.iter().map(|bytes| KeySet::parse(bytes)).collect()
 }
 
 /// Reads cluster keys as control hands them out.

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use jump_crypto::certificate::NodeCertificate;
 use jump_crypto::ids::{Incarnation, NodeNumber};
+use jump_crypto::key_set::KeySet;
 use jump_crypto::keys::ClusterSecret;
 use jump_proto::control_v1::{DeregisterRequest, RegisterRequest, RegisterResponse};
 use jump_session::gateway::Nanos;
@@ -15,7 +16,7 @@ use uuid::Uuid;
 
 use crate::config::Config;
 use crate::control::{Control, explain, moves_on};
-use crate::lease::cluster_secrets;
+use crate::lease::{cluster_secrets, read_certificates, read_key_sets};
 
 /// How long one replica may take to register a run.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -73,8 +74,10 @@ pub struct Registration {
     pub sent: Nanos,
     /// The lease's times.
     pub lease: LeaseTimes,
-    /// The certificate for `AttachReply`.
-    pub certificate: NodeCertificate,
+    /// The certificates for `AttachReply`, one by each grant key in use; not empty.
+    pub certificates: Vec<NodeCertificate>,
+    /// Key sets for devices, one by each grant key in use.
+    pub key_sets: Vec<KeySet>,
     /// Cluster keys, current first.
     pub cluster: Vec<ClusterSecret>,
     /// Inner address pools.
@@ -196,8 +199,11 @@ fn read(response: RegisterResponse, config: &Config, sent: Nanos) -> Result<Regi
         number: NodeNumber(number.ok_or(RegisterError::Answer("node number"))?),
         sent,
         lease,
-        certificate: NodeCertificate::parse(&response.node_certificate)
-            .map_err(|_| RegisterError::Answer("node certificate"))?,
+        certificates: read_certificates(&response.node_certificates)
+            .ok()
+            .filter(|certificates| !certificates.is_empty())
+            .ok_or(RegisterError::Answer("node certificate"))?,
+        key_sets: read_key_sets(&response.key_sets).map_err(|_| RegisterError::Answer("key set"))?,
         cluster: cluster.ok_or(RegisterError::Answer("cluster key"))?,
         pools: pools.map_err(|_| RegisterError::Answer("address pool"))?,
     })

@@ -173,8 +173,11 @@ pub async fn run(
     let own =
         MeshEnd { number: registration.number, incarnation: registration.incarnation, public: keys.mesh };
     let gates = registration.cluster.iter().map(Gate::new).collect();
-    let responder =
-        Arc::new(RwLock::new(Responder::new(registration.cluster, registration.certificate, signer)));
+    let first = registration.certificates[0].clone();
+    let mut responder = Responder::new(registration.cluster, first, signer);
+    responder.set_certificates(registration.certificates);
+    responder.set_key_sets(registration.key_sets);
+    let responder = Arc::new(RwLock::new(responder));
     let context = Arc::new(Context {
         node: config.node.clone(),
         incarnation: registration.incarnation,

@@ -116,6 +116,7 @@ impl Device {
             reason: 1,
             capabilities: 0,
             rekey: false,
+            holding: jump_crypto::handshake::Holding::default(),
         };
         let input = InitiationInput {
             device: &device,

@@ -76,6 +76,7 @@ impl Device {
             device: DeviceSecret::from_bytes([5; 32]),
             cluster_keys: vec![cluster_secret().public()],
             verifier: GrantVerifier::new(&[self.verifier]),
+            key_set: 0,
             gateways: self.gateways.clone(),
             suite: Suite::ChaChaPolyBlake2s,
             tuning: Tuning { rekey_after: Duration::from_secs(7), ..Tuning::default() },
@@ -201,7 +202,8 @@ impl World {
             News::Terminated { reason } => panic!("G4: the session was lost: {reason}"),
             News::Untrusted { error, .. } => panic!("an honest gateway was not believed: {error}"),
             News::NoEntropy(error) => panic!("{error}"),
-            News::Attempted { .. } | News::FirstByte { .. } | News::Rekeyed { .. } => {}
+            News::Attempted { .. } | News::FirstByte { .. } | News::Rekeyed { .. } | News::KeysChanged(_) => {
+            }
         }
     }
 

@@ -447,7 +447,7 @@ impl World {
             .write_reply(&run.responder, job.index, job.hint, &roster, &mut run.random, &mut reply)
             .expect("entropy");
         let reply = Box::from(&reply[..len]);
-        let answered = Answered { keys, device, intent, path: job.source, reply };
+        let answered = Answered { keys, device, intent, path: job.source, reply, key_set: None };
         self.command(at, Command::Answered(Box::new(answered)));
     }
 

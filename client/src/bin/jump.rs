@@ -10,6 +10,7 @@ use jump_client::daemon::{self, Request, UpOptions};
 use jump_client::enrol;
 use jump_client::failure::{Exit, Failure, exit_with};
 use jump_client::output::{self, Output};
+use jump_client::rotate;
 use jump_client::state_dir::{self, StateDir};
 use jump_telemetry::log::{Format, LogConfig, LogGuard};
 use jump_telemetry::settings::{Observability, Overrides};
@@ -63,6 +64,10 @@ enum Command {
         #[arg(long)]
         force: bool,
     },
+    /// Replace this device's key; the session goes on
+    ///
+    /// Interrupted at any point, it is finished by running it again. The old key still serves for a while.
+    RotateKey,
     /// Keep the session up, in the foreground unless told otherwise
     ///
     /// An interrupt (Ctrl-C) or `jump down` ends the session. SIGTERM ends the process only: started again within the
@@ -128,6 +133,13 @@ fn run(arguments: Arguments) -> Result<(), Failure> {
                     &serde_json::json!({ "device_name": profile.device_name, "gateways": profile.gateways })
                         .to_string(),
                 ),
+            }
+        }
+        Command::RotateKey => {
+            let rotated = block_on(rotate::rotate(&state))?;
+            match arguments.output {
+                Output::Table => output::line(&rotated.to_text()),
+                Output::Json => output::line(&rotated.to_json()),
             }
         }
         Command::Up { daemon: true, .. } => go_to_background(&state, arguments.output),

@@ -1,6 +1,7 @@
 //! The daemon's control socket: `jump status`, `jump down` and watchers talk to the tunnel here.
 //!
-//! One JSON object per line each way. Requests: `{"request":"status"}`, `{"request":"down"}`, `{"request":"watch"}`. The
+//! One JSON object per line each way. Requests: `{"request":"status"}`, `{"request":"down"}`, `{"request":"watch"}`,
+//! `{"request":"reload_key"}`. The
 //! socket is in the state directory, which only its owner can enter.
 
 use std::fs;
@@ -33,6 +34,8 @@ pub enum Request {
     Down,
     /// Answered with journal lines until the connection closes.
     Watch,
+    /// Reads the device key again and goes on under it; answered when it does.
+    ReloadKey,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -51,13 +54,13 @@ pub(super) fn listen(path: &Path) -> io::Result<UnixListener> {
     UnixListener::bind(path)
 }
 
-pub(super) async fn serve(listener: UnixListener, mailbox: Mailbox) {
+pub(super) async fn serve(listener: UnixListener, state: StateDir, mailbox: Mailbox) {
     loop {
         match listener.accept().await {
             Ok((stream, _)) => {
-                let mailbox = mailbox.clone();
+                let (state, mailbox) = (state.clone(), mailbox.clone());
                 tokio::spawn(async move {
-                    if let Err(error) = answer(stream, &mailbox).await {
+                    if let Err(error) = answer(stream, &state, &mailbox).await {
                         debug!("control socket: {error}");
                     }
                 });
@@ -70,7 +73,7 @@ pub(super) async fn serve(listener: UnixListener, mailbox: Mailbox) {
     }
 }
 
-async fn answer(stream: UnixStream, mailbox: &Mailbox) -> io::Result<()> {
+async fn answer(stream: UnixStream, state: &StateDir, mailbox: &Mailbox) -> io::Result<()> {
     let (reader, mut writer) = stream.into_split();
     let mut reader = BufReader::new(tokio::io::AsyncReadExt::take(reader, REQUEST_LEN_MAX as u64));
     let mut line = String::new();
@@ -86,6 +89,13 @@ async fn answer(stream: UnixStream, mailbox: &Mailbox) -> io::Result<()> {
         Request::Down => {
             let (sender, receiver) = oneshot::channel();
             mailbox.send(Command::Down(Some(sender)));
+            let done = receiver.await.is_ok();
+            write_line(&mut writer, &serde_json::to_string(&Done { done })?).await
+        }
+        Request::ReloadKey => {
+            let device = state.device_key().map_err(|failure| io::Error::other(failure.to_string()))?;
+            let (sender, receiver) = oneshot::channel();
+            mailbox.send(Command::ReplaceDevice(device, sender));
             let done = receiver.await.is_ok();
             write_line(&mut writer, &serde_json::to_string(&Done { done })?).await
         }

@@ -1,9 +1,10 @@
-//! Writes the session to disk on a thread of its own, so that a slow disk never holds a packet.
+//! Writes the session, and the keys of the cluster, to disk on a thread of its own, so that a slow disk never holds a packet.
 
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
+use jump_crypto::key_set::KeySetClaims;
 use jump_session::client::{Stored, Ticket};
 use tracing::{error, info};
 
@@ -14,9 +15,14 @@ use crate::state_dir::StateDir;
 /// A failed write is repeated after this long: a full disk may be emptied.
 const RETRY: Duration = Duration::from_secs(1);
 
+enum Write {
+    Session(Ticket, Stored),
+    Keys(KeySetClaims),
+}
+
 /// The writer.
 pub(super) struct Disk {
-    sender: Option<Sender<(Ticket, Stored)>>,
+    sender: Option<Sender<Write>>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -36,7 +42,15 @@ impl Disk {
     pub(super) fn write(&self, ticket: Ticket, stored: Stored) {
         if let Some(sender) = &self.sender {
             // The thread ends only after this sender is gone.
-            let _ = sender.send((ticket, stored));
+            let _ = sender.send(Write::Session(ticket, stored));
+        }
+    }
+
+    /// Queues the cluster's new keys for the profile.
+    pub(super) fn write_keys(&self, keys: KeySetClaims) {
+        if let Some(sender) = &self.sender {
+            // As above.
+            let _ = sender.send(Write::Keys(keys));
         }
     }
 }
@@ -51,12 +65,31 @@ impl Drop for Disk {
     }
 }
 
-fn write_all(state: &StateDir, mailbox: &Mailbox, receiver: &Receiver<(Ticket, Stored)>) {
+/// Keys that cannot be written come again with the next attach or rekey of a later start.
+fn write_keys(state: &StateDir, keys: &KeySetClaims) {
+    let written = state.profile().and_then(|profile| state.write_profile(&profile.with_keys(keys)));
+    if let Err(failure) = written {
+        error!("the cluster's new keys cannot be saved: {failure}");
+    }
+}
+
+fn write_all(state: &StateDir, mailbox: &Mailbox, receiver: &Receiver<Write>) {
     let mut failing = false;
-    while let Ok(mut latest) = receiver.recv() {
+    while let Ok(first) = receiver.recv() {
+        let mut latest = match first {
+            Write::Session(ticket, stored) => (ticket, stored),
+            Write::Keys(keys) => {
+                write_keys(state, &keys);
+                continue;
+            }
+        };
+        let take = |write: Write, latest: &mut (Ticket, Stored)| match write {
+            Write::Session(ticket, stored) => *latest = (ticket, stored),
+            Write::Keys(keys) => write_keys(state, &keys),
+        };
         loop {
             while let Ok(later) = receiver.try_recv() {
-                latest = later;
+                take(later, &mut latest);
             }
             match state.write_session(&latest.1) {
                 Ok(()) => break,
@@ -67,7 +100,7 @@ fn write_all(state: &StateDir, mailbox: &Mailbox, receiver: &Receiver<(Ticket, S
                 Err(_) => {}
             }
             match receiver.recv_timeout(RETRY) {
-                Ok(later) => latest = later,
+                Ok(later) => take(later, &mut latest),
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return,
             }

@@ -151,6 +151,7 @@ pub(super) fn line_of(event: &Event, status: &Status) -> Option<(&'static str, V
         Event::Untrusted { gateway, error } => {
             ("untrusted", json!({ "session_id": session, "gateway": gateway, "error": error.to_string() }))
         }
+        Event::KeysChanged(keys) => ("keys", json!({ "serial": keys.serial })),
         Event::Terminated { reason } => {
             ("terminated", json!({ "session_id": session, "epoch": status.epoch.0, "reason": reason.code() }))
         }

@@ -2,6 +2,7 @@
 
 use std::sync::mpsc::{self, Receiver, Sender};
 
+use jump_crypto::keys::DeviceSecret;
 use jump_session::client::{Stored, Ticket};
 use jump_transport::poll::Waker;
 use tokio::sync::{mpsc as async_mpsc, oneshot};
@@ -18,6 +19,8 @@ pub(super) enum Command {
     Down(Option<oneshot::Sender<()>>),
     /// End the process; the session waits for its return.
     Stop,
+    /// Go on under this device key.
+    ReplaceDevice(DeviceSecret, oneshot::Sender<()>),
     /// A write is on disk.
     Persisted(Ticket, Stored),
 }

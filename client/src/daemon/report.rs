@@ -86,6 +86,9 @@ pub struct DropReport {
     pub bad_hint: u64,
     pub bad_cookie: u64,
     pub bad_grant: u64,
+    /// Key sets that control did not sign.
+    #[serde(default)]
+    pub bad_key_set: u64,
     pub queue_full: u64,
 }
 
@@ -137,6 +140,7 @@ impl Report {
                 bad_hint: drops.bad_hint,
                 bad_cookie: drops.bad_cookie,
                 bad_grant: drops.bad_grant,
+                bad_key_set: drops.bad_key_set,
                 queue_full: drops.queue_full,
             },
         }

@@ -342,6 +342,10 @@ impl Tunnel {
                 }
                 *ended = Some(reason);
             }
+            Event::KeysChanged(keys) => {
+                info!(serial = keys.serial, "the cluster's keys have changed");
+                self.disk.write_keys(keys);
+            }
             Event::NoEntropy(error) => error!("no keys can be made any more: {error}"),
             Event::Attempted { gateway, attach_seq, attempt, .. } => {
                 let correlation = self.teller.correlation();
@@ -375,6 +379,11 @@ impl Tunnel {
                     client.close(now(), Reason::ClientClosed);
                 }
                 Command::Stop => self.stopping = true,
+                Command::ReplaceDevice(device, answer) => {
+                    info!(key = %device.public(), "going on under another device key");
+                    client.replace_device(now(), device);
+                    let _ = answer.send(());
+                }
                 Command::Persisted(ticket, stored) => client.persisted(now(), ticket, &stored),
             }
         }
@@ -445,7 +454,8 @@ impl Tunnel {
                     }
                     Command::Stop => self.stopping = true,
                     Command::Watch(watcher) => self.journal.add_watcher(watcher),
-                    Command::Status(_) | Command::Persisted(..) => {}
+                    // The next session reads its key from disk.
+                    Command::Status(_) | Command::ReplaceDevice(..) | Command::Persisted(..) => {}
                 }
             }
         }

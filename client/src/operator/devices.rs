@@ -6,7 +6,8 @@ use std::time::Duration;
 use clap::Subcommand;
 use jump_proto::control_v1::device_service_client::DeviceServiceClient;
 use jump_proto::control_v1::{
-    CreateEnrolmentTokenRequest, Device, EnrolDeviceRequest, ListDevicesRequest, RevokeDeviceRequest,
+    CreateEnrolmentTokenRequest, Device, EnrolDeviceRequest, ListDevicesRequest, RequireRotationRequest,
+    RevokeDeviceRequest,
 };
 use jump_session::ids::DeviceKey;
 use prost_types::Timestamp;
@@ -50,6 +51,17 @@ pub(super) enum Command {
     },
     /// List devices
     List,
+    /// Make a device rotate its key (`jump rotate-key`): its present key ends after a time
+    Rotate {
+        /// The device's key, 64 hexadecimal digits
+        device: DeviceKey,
+        /// How long the present key still serves, for example 7d
+        #[arg(long, value_parser = humantime::parse_duration, default_value = "7d")]
+        within: Duration,
+        /// Shown in the audit trail
+        #[arg(long, default_value = "")]
+        comment: String,
+    },
     /// Revoke a device: its sessions end at once, and it cannot attach again
     Revoke {
         /// The device's key, 64 hexadecimal digits
@@ -63,7 +75,7 @@ pub(super) enum Command {
     },
 }
 
-const HEADINGS: [&str; 5] = ["DEVICE", "STATE", "KEY", "ENROLLED", "VALID UNTIL"];
+const HEADINGS: [&str; 6] = ["DEVICE", "STATE", "KEY", "ENROLLED", "VALID UNTIL", "ROTATE BY"];
 
 pub(super) async fn run(operator: &Operator, command: Command) -> Result<(), Failure> {
     match command {
@@ -84,6 +96,18 @@ pub(super) async fn run(operator: &Operator, command: Command) -> Result<(), Fai
             show(operator, &response.into_inner().device.into_iter().collect::<Vec<_>>())
         }
         Command::List => list(operator).await,
+        Command::Rotate { device, within, comment } => {
+            let request = RequireRotationRequest {
+                device_key: device.to_string(),
+                within: wire_duration(within),
+                comment,
+            };
+            let response = DeviceServiceClient::new(operator.channel().await?)
+                .require_rotation(request)
+                .await
+                .map_err(|status| refused(&format!("asking device {device} to rotate its key"), &status))?;
+            show(operator, &response.into_inner().device.into_iter().collect::<Vec<_>>())
+        }
         Command::Revoke { device, comment, yes } => {
             confirm(&format!("Revoke device {device} and end its sessions?"), yes)?;
             let request = RevokeDeviceRequest { device_key: device.to_string(), comment };
@@ -184,10 +208,17 @@ fn row(device: &Device) -> Vec<String> {
     vec![
         device.name.clone(),
         view::device_state(device),
-        device.device_key.clone(),
+        current_key(device),
         view::time(device.enrol_time.as_ref()).unwrap_or_else(|| "-".to_owned()),
         view::time(device.not_after.as_ref()).unwrap_or_else(|| "-".to_owned()),
+        view::time(device.rotate_by.as_ref()).unwrap_or_else(|| "-".to_owned()),
     ]
+}
+
+/// The key in use; its first one from a control that does not tell.
+fn current_key(device: &Device) -> String {
+    let key = if device.current_key.is_empty() { &device.device_key } else { &device.current_key };
+    key.clone()
 }
 
 fn from_now(duration: Duration) -> Result<Timestamp, Failure> {

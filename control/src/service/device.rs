@@ -21,6 +21,9 @@ use crate::devices::{self, NAME_CHARS_MAX, StoredDevice};
 const TOKEN_TTL_DEFAULT: Duration = Duration::from_secs(3600);
 const TOKEN_TTL_MAX: Duration = Duration::from_secs(30 * 24 * 3600);
 
+/// How long a device has to rotate its key unless told otherwise.
+const ROTATION_DEFAULT: Duration = Duration::from_secs(7 * 24 * 3600);
+
 /// `DeviceService`.
 #[derive(Debug)]
 pub struct DeviceApi {
@@ -52,6 +55,8 @@ fn message(device: &StoredDevice) -> wire::Device {
         state: state.into(),
         revoke_time: optional_time(record.revoked_ms),
         etag: device.modified.0.to_string(),
+        current_key: device.current_key().to_string(),
+        rotate_by: optional_time(record.keys.last().map_or(0, |key| key.until_ms)),
     }
 }
 
@@ -156,6 +161,29 @@ impl DeviceService for DeviceApi {
             devices: devices.iter().map(message).collect(),
             next_page_token: next.unwrap_or_default(),
         }))
+    }
+
+    async fn require_rotation(
+        &self,
+        request: Request<wire::RequireRotationRequest>,
+    ) -> Result<Response<wire::RequireRotationResponse>, Status> {
+        let operator = caller::operator(&request)?;
+        let request = request.into_inner();
+        let mut fields = Fields::default();
+        let key = fields.id::<DeviceKey>("device_key", &request.device_key);
+        let within = parse_duration(&mut fields, "within", request.within, ROTATION_DEFAULT, Duration::MAX);
+        let (key, within) = fields.finish(|| Some((key?, within?))).map_err(ServiceError::from)?;
+        let device = self.context.devices.require_rotation(key, within).await.map_err(ServiceError::from)?;
+        tracing::info!(
+            device = device.record.name,
+            key = %key,
+            within_s = within.as_secs(),
+            operator = operator.name(),
+            comment = request.comment,
+            "device must rotate its key"
+        );
+        audit::rotation_required(&device, within, &operator);
+        Ok(Response::new(wire::RequireRotationResponse { device: Some(message(&device)) }))
     }
 
     async fn revoke_device(

@@ -50,7 +50,7 @@ impl GatewayApi {
         Self { context, given: Mutex::default() }
     }
 
-    fn certificate(&self, owner: &Owner, verifying_key: [u8; 32]) -> Vec<u8> {
+    fn certificates(&self, owner: &Owner, verifying_key: [u8; 32]) -> Vec<Vec<u8>> {
         let keys = self.context.keys.load();
         let lifetime = self.context.profile.certificate_lifetime.as_secs();
         let claims = NodeClaims {
@@ -59,7 +59,8 @@ impl GatewayApi {
             verifying_key,
             not_after: clock::unix_seconds() + lifetime,
         };
-        let certificate = NodeCertificate::issue(&claims, &keys.signer).as_bytes().to_vec();
+        let issue = |signer| NodeCertificate::issue(&claims, signer).as_bytes().to_vec();
+        let certificates = keys.signers.iter().map(issue).collect();
         let given = Given { verifying_key, certified: Instant::now(), keys_version: keys.version };
         let mut known = self.given.lock().unwrap_or_else(PoisonError::into_inner);
         known.retain(|run, _| run.node != owner.node);
@@ -67,11 +68,11 @@ impl GatewayApi {
             known.retain(|run, _| self.context.bindings.is_registered(run));
         }
         known.insert(owner.clone(), given);
-        certificate
+        certificates
     }
 
-    /// The fresh certificate and changed cluster keys that a renewal's answer carries, if any.
-    fn refreshed(&self, owner: &Owner) -> (Vec<u8>, Vec<Vec<u8>>) {
+    /// The fresh certificates, and whether the keys changed, for a renewal's answer.
+    fn refreshed(&self, owner: &Owner) -> (Vec<Vec<u8>>, bool) {
         let keys = self.context.keys.load();
         let (due, keys_due, key) = {
             let known = self.given.lock().unwrap_or_else(PoisonError::into_inner);
@@ -89,16 +90,20 @@ impl GatewayApi {
             let key = node.record.node_verifying_key.as_slice().try_into().ok()?;
             (node.incarnation == owner.incarnation).then_some(key)
         });
-        let certificate = match (due, key) {
-            (true, Some(key)) => self.certificate(owner, key),
+        let certificates = match (due, key) {
+            (true, Some(key)) => self.certificates(owner, key),
             (true, None) | (false, _) => Vec::new(),
         };
-        // Without the certificate nothing was remembered, so that the keys are due again next time.
-        (certificate, if keys_due { self.cluster_keys() } else { Vec::new() })
+        // Without certificates nothing was remembered, so that the keys are due again next time.
+        (certificates, keys_due)
     }
 
     fn cluster_keys(&self) -> Vec<Vec<u8>> {
         self.context.keys.load().cluster.iter().map(|key| key.expose().to_vec()).collect()
+    }
+
+    fn key_sets(&self) -> Vec<Vec<u8>> {
+        self.context.keys.load().key_sets.iter().map(|key_set| key_set.as_bytes().to_vec()).collect()
     }
 
     async fn acknowledge(&self, by: &Owner, session: SessionId, epoch: Epoch) -> Result<Epoch, ArbiterError> {
@@ -114,13 +119,13 @@ impl GatewayApi {
         let claims = GrantClaims {
             handshake_hash: ask.handshake_hash,
             session: record.id,
-            device: record.device,
+            device: ask.request.device,
             epoch: record.epoch,
             node: ask.request.claimant.node.clone(),
             incarnation: ask.request.claimant.incarnation,
             not_after: record.expires / 1000 + 1,
         };
-        let grant = Grant::issue(&claims, &keys.load().signer);
+        let grant = Grant::issue(&claims, keys.load().signer_for(&ask.grant_keys));
         wire::attach_response::Accepted {
             session_id: record.id.to_string(),
             epoch: record.epoch.0,
@@ -170,9 +175,10 @@ impl GatewayService for GatewayApi {
             incarnation: node.incarnation.0,
             number: u32::from(node.number.0),
             lease_ttl: Some(duration(lease_ttl)),
-            node_certificate: self.certificate(&node.owner(), registration.node_verifying_key),
+            node_certificates: self.certificates(&node.owner(), registration.node_verifying_key),
             cluster_keys: self.cluster_keys(),
-            grant_keys: keys.load().grant_public.iter().map(|key| key.to_vec()).collect(),
+            grant_keys: keys.load().claims.grant.iter().map(|key| key.to_vec()).collect(),
+            key_sets: self.key_sets(),
             pools: arbiter.pools.iter().map(|pool| pool.to_string()).collect(),
             renew_interval: Some(duration(profile.renew_interval)),
             guard_margin: Some(duration(profile.guard_margin)),
@@ -212,12 +218,13 @@ impl GatewayService for GatewayApi {
                 Phase::Released { .. } | Phase::Owned { .. } | Phase::Terminated { .. } => None,
             })
             .collect();
-        let (node_certificate, cluster_keys) = self.refreshed(&owner);
+        let (node_certificates, keys_changed) = self.refreshed(&owner);
         Ok(Response::new(wire::RenewResponse {
             fences,
-            node_certificate,
+            node_certificates,
             drain: bindings.is_drained(&owner.node),
-            cluster_keys,
+            cluster_keys: if keys_changed { self.cluster_keys() } else { Vec::new() },
+            key_sets: if keys_changed { self.key_sets() } else { Vec::new() },
         }))
     }
 

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use jump_crypto::key_ring::RingError;
 use jump_proto::convert::BadFields;
 use jump_session::ownership::Refusal;
 use jump_session::reason::Reason;
@@ -10,6 +11,7 @@ use tonic_types::{ErrorDetails, StatusExt};
 
 use crate::arbiter::ArbiterError;
 use crate::devices::DeviceError;
+use crate::keyring::KeyRingError;
 use crate::layout::BadValue;
 use crate::registry::RegistryError;
 use crate::store::StoreError;
@@ -44,6 +46,9 @@ pub enum ServiceError {
     /// The device could not be enrolled or revoked.
     #[error(transparent)]
     Device(#[from] DeviceError),
+    /// The keys could not be read or changed.
+    #[error(transparent)]
+    Keys(#[from] KeyRingError),
     /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -159,7 +164,23 @@ fn device(error: &DeviceError) -> Status {
         DeviceError::BadToken => (Code::PermissionDenied, "BAD_TOKEN"),
         DeviceError::KeyInUse => (Code::AlreadyExists, "KEY_IN_USE"),
         DeviceError::UnknownDevice => (Code::NotFound, Reason::UnknownDevice.code()),
+        DeviceError::KeySuperseded => (Code::FailedPrecondition, "KEY_SUPERSEDED"),
+        DeviceError::NotActive(reason) => (code_of(*reason), reason.code()),
         DeviceError::Busy => (Code::Aborted, Reason::Conflict.code()),
+    };
+    with_info(code, error.to_string(), reason, HashMap::new())
+}
+
+fn keys(error: &KeyRingError) -> Status {
+    let (code, reason) = match error {
+        KeyRingError::Store(error) => return store(error),
+        KeyRingError::Value(error) => return value(error),
+        KeyRingError::NoCurrentKey(_) => (Code::DataLoss, "BAD_STORED_VALUE"),
+        KeyRingError::Entropy(_) => (Code::Internal, "ENTROPY_FAILED"),
+        KeyRingError::Refused(RingError::Unknown) => (Code::NotFound, "UNKNOWN_KEY"),
+        KeyRingError::Refused(_) => (Code::FailedPrecondition, "KEY_STATE"),
+        KeyRingError::Full => (Code::ResourceExhausted, "TOO_MANY_KEYS"),
+        KeyRingError::Busy => (Code::Aborted, Reason::Conflict.code()),
     };
     with_info(code, error.to_string(), reason, HashMap::new())
 }
@@ -189,6 +210,7 @@ impl From<ServiceError> for Status {
             ServiceError::Arbiter(error) => arbiter(error),
             ServiceError::Registry(error) => registry(error),
             ServiceError::Device(error) => device(error),
+            ServiceError::Keys(error) => keys(error),
             ServiceError::Store(error) => store(error),
         }
     }

@@ -205,6 +205,7 @@ impl Gateway {
             reason: if session.is_empty() { "BIRTH" } else { "GATEWAY_UNRESPONSIVE" }.to_owned(),
             handshake_hash: vec![7; 32],
             client_address: "198.51.100.1:4000".to_owned(),
+            grant_key_ids: Vec::new(),
         }
     }
 

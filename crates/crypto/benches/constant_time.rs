@@ -68,6 +68,7 @@ fn init(cluster: &ClusterSecret, entropy: &mut OsEntropy) -> [u8; INIT_LEN] {
         reason: 0,
         capabilities: 0,
         rekey: false,
+        holding: jump_crypto::handshake::Holding::default(),
     };
     let input = InitiationInput {
         device: &DeviceSecret::from_bytes([5; 32]),

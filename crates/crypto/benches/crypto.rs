@@ -59,6 +59,7 @@ impl World {
             reason: 0,
             capabilities: 0,
             rekey: false,
+            holding: jump_crypto::handshake::Holding::default(),
         };
         let input = InitiationInput {
             device: &self.device,

@@ -21,7 +21,8 @@ use crate::codec::Reader;
 use crate::cookie::{HINT_LEN, write_macs};
 use crate::entropy::{Entropy, EntropyError};
 use crate::ids::{AttachSeq, AttemptId, DeviceKey, Epoch, ReceiverIndex, SessionId};
-use crate::keys::{ClusterKeyId, ClusterPublic, ClusterSecret, DeviceSecret, GrantVerifier};
+use crate::key_set::KeySet;
+use crate::keys::{ClusterKeyId, ClusterPublic, ClusterSecret, DeviceSecret, GrantKeyId, GrantVerifier};
 use crate::noise::{self, EphemeralSlot};
 use crate::record::{Aead, OpeningKey, RecordKey, SealingKey, TAG_LEN};
 use crate::wire::DatagramType;
@@ -104,6 +105,38 @@ pub struct AttachIntent {
     pub capabilities: u32,
     /// True for a rekey inside the current epoch: the same handshake, without a store transaction.
     pub rekey: bool,
+    /// What the device can verify already.
+    pub holding: Holding,
+}
+
+/// What a device holds of the cluster's public keys, so that it is answered under keys that it can verify and told of
+/// those that it does not know yet (`docs/protocol.md` §3.2).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Holding {
+    /// The serial of its newest key set; 0 for none.
+    pub key_set: u64,
+    /// Grant keys that it accepts; zero where there are fewer. All zero: it does not say.
+    pub grant_keys: [GrantKeyId; Self::GRANT_KEYS_MAX],
+}
+
+impl Holding {
+    /// How many grant keys a device names.
+    pub const GRANT_KEYS_MAX: usize = 4;
+
+    /// What a device holds with this verifier and key set; keys beyond the bound are left out.
+    pub fn new(key_set: u64, verifier: &GrantVerifier) -> Self {
+        let mut holding = Self { key_set, ..Self::default() };
+        for (slot, id) in holding.grant_keys.iter_mut().zip(verifier.ids()) {
+            *slot = id;
+        }
+        holding
+    }
+
+    /// The place, in `offered`, of the first statement whose signer the device accepts; 0 where there is none or it does
+    /// not say.
+    pub fn choose(&self, mut offered: impl Iterator<Item = GrantKeyId>) -> usize {
+        offered.position(|signer| self.grant_keys.contains(&signer)).unwrap_or(0)
+    }
 }
 
 /// A handshake message was refused.
@@ -375,7 +408,10 @@ fn establish(
 /// The gateways' side: answers first messages under the cluster's keys.
 pub struct Responder {
     cluster: Vec<(ClusterKeyId, ClusterSecret)>,
-    certificate: NodeCertificate,
+    /// The same claims, signed by each grant key in use: the preferred one first. Not empty.
+    certificates: Vec<NodeCertificate>,
+    /// The newest key set, signed by each grant key in use.
+    key_sets: Vec<KeySet>,
     signer: NodeSigner,
 }
 
@@ -383,17 +419,32 @@ impl Responder {
     /// Answers under any of `cluster` (current, next, retiring), with `certificate` and its `signer`.
     pub fn new(cluster: Vec<ClusterSecret>, certificate: NodeCertificate, signer: NodeSigner) -> Self {
         let cluster = cluster.into_iter().map(|secret| (secret.public().id(), secret)).collect();
-        Self { cluster, certificate, signer }
+        Self { cluster, certificates: vec![certificate], key_sets: Vec::new(), signer }
     }
 
-    /// Replaces the node certificate (same signing key), as it is renewed before it ends.
-    pub fn set_certificate(&mut self, certificate: NodeCertificate) {
-        self.certificate = certificate;
+    /// Replaces the node certificate (same signing key), as it is renewed before it ends: one for each grant key that
+    /// devices may know, the preferred one first. None changes nothing.
+    pub fn set_certificates(&mut self, certificates: Vec<NodeCertificate>) {
+        if !certificates.is_empty() {
+            self.certificates = certificates;
+        }
     }
 
     /// Answers under other cluster keys from now on, after a rotation.
     pub fn set_cluster_keys(&mut self, cluster: Vec<ClusterSecret>) {
         self.cluster = cluster.into_iter().map(|secret| (secret.public().id(), secret)).collect();
+    }
+
+    /// Hands on another key set from now on: one for each grant key that devices may know, the preferred one first.
+    pub fn set_key_sets(&mut self, key_sets: Vec<KeySet>) {
+        self.key_sets = key_sets;
+    }
+
+    /// The encoded key set for a device that holds an older one than this side.
+    pub fn key_set_for(&self, holding: &Holding) -> Option<&[u8]> {
+        let signers = self.key_sets.iter().map(KeySet::signed_by);
+        let key_set = self.key_sets.get(holding.choose(signers))?;
+        (key_set.serial() > holding.key_set).then(|| key_set.as_bytes())
     }
 
     /// The cluster keys it answers under.
@@ -495,7 +546,8 @@ impl PendingReply {
         .encode();
 
         let mut established = establish(&mut self.noise, suite, index, client, Role::Gateway);
-        let certificate = responder.certificate.as_bytes();
+        let signers = responder.certificates.iter().map(NodeCertificate::signed_by);
+        let certificate = responder.certificates[self.intent.holding.choose(signers)].as_bytes();
         let signature = responder.signer.sign_handshake(&established.handshake_hash);
         let proof_len = 2 + certificate.len() + signature.len();
         let (text, rest) = body[noise_len..].split_at_mut(proof_len);

@@ -16,14 +16,22 @@ use crate::ids::DeviceKey;
 pub struct ClusterKeyId(pub [u8; 4]);
 
 /// Names a grant key: the first 4 bytes of SHA-256 of its public half.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
 pub struct GrantKeyId(pub [u8; 4]);
 
+/// The name of an X25519 or Ed25519 public key: the first 4 bytes of its SHA-256.
 fn short_id(public: &[u8; 32]) -> [u8; 4] {
     let hash = digest(&SHA256, public);
     let mut id = [0; 4];
     id.copy_from_slice(&hash.as_ref()[..4]);
     id
+}
+
+impl GrantKeyId {
+    /// The name of a grant public key.
+    pub fn of(public: &[u8; 32]) -> Self {
+        Self(short_id(public))
+    }
 }
 
 /// An X25519 private key, erased on drop, with its public half.
@@ -82,6 +90,11 @@ impl DeviceSecret {
     /// The private half, for the device's own key file.
     pub fn expose(&self) -> &[u8; 32] {
         self.0.expose()
+    }
+
+    /// The secret shared with `peer`; `None` when that is a point of small order.
+    pub(crate) fn agree(&self, peer: &[u8; 32]) -> Option<Zeroizing<[u8; 32]>> {
+        self.0.agree(peer)
     }
 
     /// The public half.
@@ -248,6 +261,11 @@ impl GrantVerifier {
     /// Accepts signatures by any of `keys` (Ed25519 public keys).
     pub fn new(keys: &[[u8; 32]]) -> Self {
         Self { keys: keys.iter().map(|key| (GrantKeyId(short_id(key)), *key)).collect() }
+    }
+
+    /// The names of the accepted keys.
+    pub fn ids(&self) -> impl Iterator<Item = GrantKeyId> + '_ {
+        self.keys.iter().map(|(id, _)| *id)
     }
 
     /// Verifies `signature` of `message` by the key named `id`.

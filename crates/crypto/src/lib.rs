@@ -14,12 +14,14 @@ pub mod grant;
 pub mod handshake;
 pub mod ids;
 pub mod key_ring;
+pub mod key_set;
 pub mod keys;
 mod mac;
 pub mod mesh;
 mod noise;
 pub mod record;
 pub mod replay_window;
+pub mod rotation;
 mod statement;
 #[cfg(test)]
 mod testing;

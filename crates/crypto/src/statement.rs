@@ -1,4 +1,4 @@
-//! What node certificates and grants share: a versioned body, the signer's key id and an Ed25519 signature.
+//! What node certificates, grants and key sets share: a versioned body, the signer's key id and an Ed25519 signature.
 //!
 //! `version (1) ‖ kind (1) ‖ key id (4) ‖ fields ‖ signature (64)`; the signature covers a domain label and
 //! everything before it (`docs/protocol.md` §6.5).
@@ -18,6 +18,7 @@ const DOMAIN: &[u8] = b"jumping-vpn statement v1\0";
 pub(crate) enum Kind {
     NodeCertificate = 1,
     Grant = 2,
+    KeySet = 3,
 }
 
 fn message(body: &[u8]) -> Vec<u8> {

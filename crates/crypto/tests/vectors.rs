@@ -11,13 +11,16 @@ use jump_crypto::cookie::{Admission, COOKIE_REPLY_LEN, Gate, ReattachHint, open_
 use jump_crypto::entropy::{Entropy, EntropyError};
 use jump_crypto::grant::{Grant, GrantClaims};
 use jump_crypto::handshake::{
-    AttachIntent, Established, INIT_LEN, Initiation, InitiationInput, REPLY_LEN_MAX, Responder, Suite,
+    AttachIntent, Established, Holding, INIT_LEN, Initiation, InitiationInput, REPLY_LEN_MAX, Responder,
+    Suite,
 };
 use jump_crypto::ids::{AttachSeq, AttemptId, Epoch, Incarnation, NodeNumber, ReceiverIndex, SessionId};
-use jump_crypto::keys::{ClusterSecret, DeviceSecret, GrantSigner, GrantVerifier};
+use jump_crypto::key_set::{KeySet, KeySetClaims};
+use jump_crypto::keys::{ClusterPublic, ClusterSecret, DeviceSecret, GrantKeyId, GrantSigner, GrantVerifier};
 use jump_crypto::mesh::{MeshEnd, MeshSecret};
 use jump_crypto::record::{Content, HEADER_LEN, OVERHEAD, SealingKey};
 use jump_crypto::replay_window::{ReplayError, ReplayWindow};
+use jump_crypto::rotation::{Challenge, answer};
 use serde_json::{Value, json};
 
 const NOW: u64 = 1_800_000_000;
@@ -138,6 +141,15 @@ fn intent() -> AttachIntent {
         reason: 0x0102,
         capabilities: 0,
         rekey: false,
+        holding: Holding {
+            key_set: 0x0708,
+            grant_keys: [
+                grant_signer().id(),
+                GrantKeyId([0xaa; 4]),
+                GrantKeyId::default(),
+                GrantKeyId::default(),
+            ],
+        },
     }
 }
 
@@ -184,6 +196,7 @@ fn handshake(name: &str, suite: Suite) -> Value {
         "intent": {
             "session": hex(&[0x51; 16]), "attach_seq": 7, "attempt": hex(&[0x52; 16]), "last_epoch": 3,
             "reason": 0x0102, "capabilities": 0, "rekey": false,
+            "key_set": 0x0708, "grant_keys": [hex(&grant_signer().id().0), "aaaaaaaa", "00000000", "00000000"],
         },
         "attach_init": hex(&init),
         "hint": hex(&hint),
@@ -258,7 +271,30 @@ fn statements() -> Value {
     };
     let grant = Grant::issue(&claims, &grant_signer());
     assert_eq!(grant.verify(&verifier, &claims, NOW), Ok(()));
+    let key_set_claims = KeySetClaims {
+        serial: 0x0102_0304_0506,
+        hybrid: false,
+        cluster: vec![cluster().public(), ClusterPublic([0x62; 32])],
+        grant: vec![grant_signer().public(), [0x63; 32]],
+    };
+    let key_set = KeySet::issue(&key_set_claims, &grant_signer());
+    assert_eq!(key_set.open(&verifier, 1), Ok(key_set_claims.clone()));
+    let new_device = DeviceSecret::from_bytes([0x64; 32]);
+    let challenge = Challenge::generate(&mut Given(vec![0x65; 32])).unwrap();
+    let asked = challenge.public();
+    let answered = answer(&device(), &new_device, &asked).unwrap();
+    assert!(challenge.proved_by(device().public(), new_device.public(), &answered));
     json!({
+        "key_set": {
+            "serial": key_set_claims.serial, "hybrid": false,
+            "cluster": [hex(&cluster().public().0), hex(&[0x62; 32])],
+            "grant": [hex(&grant_signer().public()), hex(&[0x63; 32])],
+            "encoding": hex(key_set.as_bytes()),
+        },
+        "device_rotation": {
+            "new_device_private": hex(&[0x64; 32]), "challenge_private": hex(&[0x65; 32]),
+            "challenge": hex(&asked), "answer": hex(&answered),
+        },
         "node_certificate": {
             "node": "gw-1.eu", "incarnation": 0x0102_0304, "verifying_key": hex(&node().verifying_key()),
             "not_after": NOW + 600, "encoding": hex(certificate.as_bytes()),

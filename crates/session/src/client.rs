@@ -28,6 +28,7 @@ mod campaign;
 mod detection;
 mod event;
 mod inbound;
+mod keys;
 mod link;
 mod outcome;
 mod rejection;
@@ -58,6 +59,8 @@ pub struct ClientConfig {
     pub cluster_keys: Vec<ClusterPublic>,
     /// Keys that sign grants and node certificates.
     pub verifier: GrantVerifier,
+    /// The serial of the key set that these keys are of; 0 when they came with the enrolment.
+    pub key_set: u64,
     /// Gateways known from enrolment, best first.
     pub gateways: Vec<SocketAddr>,
     /// Handshake and record suite.

@@ -83,6 +83,11 @@ pub enum Frame {
         /// Switches of path or transport in this epoch.
         binding: u64,
     },
+    /// Gateway: the cluster's public keys have changed. Worth nothing before its signature and serial are checked.
+    Keys {
+        /// An encoded [`jump_crypto::key_set::KeySet`].
+        key_set: Vec<u8>,
+    },
 }
 
 /// The outcome of an attach.

@@ -275,7 +275,8 @@ impl GatewaySession {
             Frame::AttachResult(_)
             | Frame::Migrate { .. }
             | Frame::Terminated { .. }
-            | Frame::Bound { .. } => {
+            | Frame::Bound { .. }
+            | Frame::Keys { .. } => {
                 return Err(UnexpectedFrame);
             }
         }

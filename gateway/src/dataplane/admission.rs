@@ -143,11 +143,12 @@ impl DataPlane {
 
     /// A handshake thread has answered a first message: keeps the keys and sends the reply.
     pub(super) fn handle_answered<W: Wire>(&mut self, answered: Answered, wire: &mut W) {
-        let Answered { keys, device, intent, path, reply } = answered;
+        let Answered { keys, device, intent, path, reply, key_set } = answered;
         let local = keys.own_index.local();
         // The reservation may have given way meanwhile; then the client asks again.
         let Some(entry @ Entry::Reserved) = self.entries.get_mut(local) else { return };
-        *entry = Entry::Handshake(Box::new(Handshake { keys, device, intent, path, stage: Stage::Answered }));
+        let stage = Stage::Answered;
+        *entry = Entry::Handshake(Box::new(Handshake { keys, device, intent, path, stage, key_set }));
         self.answered += 1;
         wire.to_client(path, reply.len()).copy_from_slice(&reply);
         self.counters.add(Count::AttachReplies);

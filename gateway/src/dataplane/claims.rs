@@ -15,6 +15,7 @@ use super::timers::Armed;
 use super::{
     Activation, CLAIM_WAIT, Count, DataPlane, Event, GIVEN_UP_MEMORY, Note, OUTCOME_WAIT, Place,
     RETIRED_WAIT, ReceiverIndex, StopCause, Tick, Verdict, What, Wire, encode, seal_to_client, send_frame,
+    send_key_set,
 };
 
 /// What is remembered of a session that was given up here.
@@ -87,7 +88,7 @@ impl DataPlane {
         }
         let Some(Entry::Handshake(handshake)) = self.entries.replace(local, Entry::Reserved) else { return };
         self.claims -= 1;
-        let Handshake { keys, device, path, .. } = *handshake;
+        let Handshake { keys, device, path, key_set, .. } = *handshake;
         let ownership = Ownership {
             epoch: activation.epoch,
             path,
@@ -112,6 +113,7 @@ impl DataPlane {
             swept: u64::MAX,
         });
         seal_to_client(&mut session.sealing, Content::Control, path, &frame, wire, &mut self.counters);
+        send_key_set(&mut session.sealing, path, key_set, wire, &mut self.counters);
         session.outcome = Some(Box::new(Outcome { frame, until: tick.now.saturating_add(OUTCOME_WAIT) }));
         self.entries.replace(local, Entry::Session(session));
         self.by_session.insert(id, local);

@@ -102,6 +102,8 @@ pub struct Answered {
     pub path: SocketAddr,
     /// The `AttachReply`.
     pub reply: Box<[u8]>,
+    /// A key set that the device does not have yet; it gets it with the result.
+    pub key_set: Option<Box<[u8]>>,
 }
 
 /// Control's verdict on a claim.

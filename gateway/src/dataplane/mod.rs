@@ -370,6 +370,19 @@ fn send_frame<W: Wire>(
     }
 }
 
+/// Sends a key set that the client does not have. One that is lost comes again with the next attach or rekey.
+fn send_key_set<W: Wire>(
+    sealing: &mut SealingKey,
+    to: std::net::SocketAddr,
+    key_set: Option<Box<[u8]>>,
+    wire: &mut W,
+    counters: &mut Counters,
+) {
+    if let Some(key_set) = key_set {
+        send_frame(sealing, to, &Frame::Keys { key_set: key_set.into() }, wire, counters);
+    }
+}
+
 /// Seals `text` to a client. False when it could not be sent.
 #[inline]
 fn seal_to_client<W: Wire>(

@@ -43,6 +43,8 @@ pub(crate) struct Handshake {
     /// Where the reply went: whoever confirms has received there.
     pub(crate) path: SocketAddr,
     pub(crate) stage: Stage,
+    /// Goes out behind the result of an accepted attach or rekey.
+    pub(crate) key_set: Option<Box<[u8]>>,
 }
 
 /// Inner addresses: at most one of each family.

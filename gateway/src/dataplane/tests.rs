@@ -207,7 +207,14 @@ impl Node {
                         .write_reply(&self.responder, job.index, job.hint, &[], &mut self.entropy, &mut reply)
                         .unwrap();
                     let reply = Box::from(&reply[..len]);
-                    Command::Answered(Box::new(Answered { keys, device, intent, path: job.source, reply }))
+                    Command::Answered(Box::new(Answered {
+                        keys,
+                        device,
+                        intent,
+                        path: job.source,
+                        reply,
+                        key_set: None,
+                    }))
                 }
                 Err(_) => Command::Refused { index: job.index, replayed: false },
             };
@@ -336,6 +343,7 @@ impl Client {
             reason: 1,
             capabilities: 0,
             rekey: rekey_epoch.is_some(),
+            holding: jump_crypto::handshake::Holding::default(),
         };
         self.next_seq += 1;
         let mut index = [0; 4];

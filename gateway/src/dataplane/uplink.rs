@@ -14,10 +14,10 @@ use std::time::Duration;
 use super::inner::InnerHeader;
 use super::links::{Kind, encode_source};
 use super::route::Target;
-use super::session::{Entry, Outcome, Retired, Retirement, Session, Stage};
+use super::session::{Entry, Handshake, Outcome, Retired, Retirement, Session, Stage};
 use super::{
     Confirmed, Count, DataPlane, DropReason, Event, OUTCOME_WAIT, Place, RETIRED_WAIT, ReceiverIndex, Tick,
-    Wire, encode, seal_to_client,
+    Wire, encode, seal_to_client, send_key_set,
 };
 
 /// How a record reached this gateway.
@@ -242,9 +242,10 @@ impl DataPlane {
         let Some(Entry::Handshake(handshake)) = self.entries.replace(new, Entry::Reserved) else { return };
         self.claims -= 1;
         let Some(Entry::Session(mut session)) = self.entries.replace(old, Entry::Reserved) else { return };
-        session.sealing = handshake.keys.sealing;
+        let Handshake { keys, key_set, .. } = *handshake;
+        session.sealing = keys.sealing;
         let retired = Retired {
-            opening: std::mem::replace(&mut session.opening, handshake.keys.opening),
+            opening: std::mem::replace(&mut session.opening, keys.opening),
             inner: session.inner,
             session: session.id,
             cause: Retirement::Rekeyed,
@@ -263,6 +264,7 @@ impl DataPlane {
         let renewed = encode(&Frame::AttachResult(Box::new(renewed(&session))));
         let path = session.machine.path();
         seal_to_client(&mut session.sealing, Content::Control, path, &renewed, wire, &mut self.counters);
+        send_key_set(&mut session.sealing, path, key_set, wire, &mut self.counters);
         session.outcome =
             Some(Box::new(Outcome { frame: renewed, until: tick.now.saturating_add(OUTCOME_WAIT) }));
         self.entries.replace(new, Entry::Session(session));

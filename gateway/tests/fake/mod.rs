@@ -187,7 +187,7 @@ impl GatewayService for Service {
             incarnation: state.incarnation,
             number: 1,
             lease_ttl: Some(duration(TTL)),
-            node_certificate: NodeCertificate::issue(&claims, &self.grants).as_bytes().to_vec(),
+            node_certificates: vec![NodeCertificate::issue(&claims, &self.grants).as_bytes().to_vec()],
             cluster_keys: vec![self.cluster.to_vec()],
             grant_keys: vec![self.grants.public().to_vec()],
             pools: vec!["10.213.0.0/24".to_owned()],

@@ -11,6 +11,9 @@ use crate::control_v1 as wire;
 /// The longest accepted client address, in bytes: `[v6%scope]:port` fits.
 const CLIENT_ADDRESS_LEN_MAX: usize = 64;
 
+/// How many grant keys of an attach are looked at.
+const GRANT_KEYS_MAX: usize = 4;
+
 /// A gateway's attach, parsed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AttachAsk {
@@ -24,6 +27,8 @@ pub struct AttachAsk {
     pub handshake_hash: [u8; 32],
     /// Where the client was seen; for audit.
     pub client_address: String,
+    /// Names of the grant keys that the device says it accepts.
+    pub grant_keys: Vec<[u8; 4]>,
 }
 
 impl TryFrom<wire::AttachRequest> for AttachAsk {
@@ -43,6 +48,12 @@ impl TryFrom<wire::AttachRequest> for AttachAsk {
         if message.client_address.len() > CLIENT_ADDRESS_LEN_MAX {
             fields.bad("client_address", "must be an address with a port");
         }
+        let grant_keys = message
+            .grant_key_ids
+            .iter()
+            .take(GRANT_KEYS_MAX)
+            .filter_map(|id| fields.bytes("grant_key_ids", id))
+            .collect();
         fields.finish(|| {
             Some(Self {
                 request: AttachRequest {
@@ -56,6 +67,7 @@ impl TryFrom<wire::AttachRequest> for AttachAsk {
                 last_epoch: Epoch(message.last_epoch),
                 handshake_hash: handshake_hash?,
                 client_address: message.client_address,
+                grant_keys,
             })
         })
     }

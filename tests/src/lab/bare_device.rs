@@ -135,6 +135,7 @@ impl BareDevice {
             reason: reason.number(),
             capabilities: 0,
             rekey: false,
+            holding: jump_crypto::handshake::Holding::new(0, &self.keys.verifier),
         })
     }
 

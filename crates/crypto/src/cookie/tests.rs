@@ -26,6 +26,7 @@ fn init(cluster: &ClusterSecret, cookie: Option<[u8; 16]>) -> [u8; INIT_LEN] {
             reason: 0,
             capabilities: 0,
             rekey: false,
+            holding: crate::handshake::Holding::default(),
         },
         index: ReceiverIndex(77),
         cookie,

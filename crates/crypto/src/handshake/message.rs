@@ -2,11 +2,11 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use super::{AttachIntent, HandshakeError, INIT_LEN, ROSTER_MAX, Suite};
+use super::{AttachIntent, HandshakeError, Holding, INIT_LEN, ROSTER_MAX, Suite};
 use crate::codec::{Malformed, Reader};
 use crate::cookie::HINT_LEN;
 use crate::ids::{AttachSeq, AttemptId, Epoch, ReceiverIndex, SessionId};
-use crate::keys::ClusterKeyId;
+use crate::keys::{ClusterKeyId, GrantKeyId};
 use crate::wire::{DatagramType, VERSION};
 
 /// Bytes before Noise message 1.
@@ -77,6 +77,10 @@ impl AttachIntent {
         out[24..32].copy_from_slice(&self.attach_seq.0.to_be_bytes());
         out[32..40].copy_from_slice(&self.last_epoch.0.to_be_bytes());
         out[40..56].copy_from_slice(&self.attempt.to_bytes());
+        out[56..64].copy_from_slice(&self.holding.key_set.to_be_bytes());
+        for (slot, id) in out[64..].chunks_exact_mut(4).zip(&self.holding.grant_keys) {
+            slot.copy_from_slice(&id.0);
+        }
         out
     }
 
@@ -93,6 +97,10 @@ impl AttachIntent {
         let attach_seq = AttachSeq(reader.u64()?);
         let last_epoch = Epoch(reader.u64()?);
         let attempt = AttemptId::from_bytes(reader.array()?);
+        let mut holding = Holding { key_set: reader.u64()?, ..Holding::default() };
+        for slot in &mut holding.grant_keys {
+            *slot = GrantKeyId(reader.array()?);
+        }
         reader.zeros_to_end()?;
         let session = match flags & FLAG_SESSION != 0 {
             true => Some(SessionId::from_bytes(session)),
@@ -107,6 +115,7 @@ impl AttachIntent {
             reason,
             capabilities,
             rekey: flags & FLAG_REKEY != 0,
+            holding,
         })
     }
 }
@@ -220,7 +229,9 @@ mod tests {
     fn intents() -> impl Strategy<Value = AttachIntent> {
         let ids = (any::<Option<[u8; 16]>>(), any::<[u8; 16]>());
         let numbers = (any::<u64>(), any::<u64>(), any::<u16>(), any::<u32>(), any::<bool>());
-        (ids, numbers).prop_map(|((session, attempt), (seq, epoch, reason, capabilities, rekey))| {
+        let holding = (any::<u64>(), any::<[[u8; 4]; Holding::GRANT_KEYS_MAX]>());
+        (ids, numbers, holding).prop_map(|((session, attempt), numbers, (key_set, grant_keys))| {
+            let (seq, epoch, reason, capabilities, rekey) = numbers;
             AttachIntent {
                 session: session.map(SessionId::from_bytes),
                 attach_seq: AttachSeq(seq),
@@ -229,6 +240,7 @@ mod tests {
                 reason,
                 capabilities,
                 rekey,
+                holding: Holding { key_set, grant_keys: grant_keys.map(GrantKeyId) },
             }
         })
     }
@@ -242,6 +254,7 @@ mod tests {
             reason: 0,
             capabilities: 0,
             rekey: false,
+            holding: Holding::default(),
         }
         .encode()
     }
@@ -253,7 +266,7 @@ mod tests {
             (0, 2, "version"),
             (1, 4, "flag"),
             (8, 1, "session id without its flag"),
-            (56, 1, "padding"),
+            (80, 1, "padding"),
             (INIT_PAYLOAD_LEN - 1, 1, "padding"),
         ] {
             let mut payload = plain();

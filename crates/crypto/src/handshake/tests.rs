@@ -1,6 +1,7 @@
 use super::*;
 use crate::certificate::NodeClaims;
 use crate::ids::Incarnation;
+use crate::key_set::KeySetClaims;
 use crate::keys::GrantSigner;
 use crate::record::{Content, HEADER_LEN, OVERHEAD, OpenError};
 use crate::testing::SeededEntropy;
@@ -34,12 +35,20 @@ impl Bench {
     }
 
     fn start(&mut self, suite: Suite) -> (Initiation, [u8; INIT_LEN]) {
+        self.start_as(suite, &intent())
+    }
+
+    fn start_with(&mut self, intent: &AttachIntent) -> (Initiation, [u8; INIT_LEN]) {
+        self.start_as(Suite::ChaChaPolyBlake2s, intent)
+    }
+
+    fn start_as(&mut self, suite: Suite, intent: &AttachIntent) -> (Initiation, [u8; INIT_LEN]) {
         let mut init = [0; INIT_LEN];
         let input = InitiationInput {
             device: &self.device,
             cluster: &self.cluster.public(),
             suite,
-            intent: &intent(),
+            intent,
             index: ReceiverIndex(0x0102_0304),
             cookie: None,
         };
@@ -78,6 +87,7 @@ fn intent() -> AttachIntent {
         reason: 9,
         capabilities: 1,
         rekey: false,
+        holding: Holding::default(),
     }
 }
 
@@ -112,6 +122,43 @@ fn both_sides_agree_on_keys_indices_and_payloads_in_every_suite() {
         let mut down = seal(&mut gateway, b"down");
         assert_eq!(client.opening.open(&mut down).unwrap().plaintext, b"down");
     }
+}
+
+#[test]
+fn a_device_is_answered_under_a_grant_key_that_it_accepts_and_told_of_newer_keys() {
+    let mut bench = Bench::new();
+    let new_signer = GrantSigner::generate(&mut bench.entropy).unwrap();
+    let claims = bench.responder.certificates[0].verify(&bench.verifier(), NOW).unwrap();
+    let old = bench.responder.certificates[0].clone();
+    let new = NodeCertificate::issue(&claims, &new_signer);
+    bench.responder.set_certificates(vec![new, old]);
+    // A device that knows the old key alone, one that knows both, and one that does not say.
+    let both = GrantVerifier::new(&[bench.signer.public(), new_signer.public()]);
+    for (verifier, holding, works) in [
+        (bench.verifier(), Holding::new(1, &bench.verifier()), true),
+        (both.clone(), Holding::new(1, &both), true),
+        (bench.verifier(), Holding::default(), false),
+    ] {
+        let (mut initiation, init) = bench.start_with(&AttachIntent { holding, ..intent() });
+        let (reply, _) = bench.answer(&init);
+        assert_eq!(initiation.finish(&reply, &verifier, NOW).is_ok(), works, "{holding:?}");
+    }
+    let key_set = |signer| {
+        let claims = KeySetClaims {
+            serial: 7,
+            hybrid: false,
+            cluster: vec![bench.cluster.public()],
+            grant: vec![new_signer.public()],
+        };
+        KeySet::issue(&claims, signer)
+    };
+    let sets = vec![key_set(&new_signer), key_set(&bench.signer)];
+    bench.responder.set_key_sets(sets.clone());
+    let old = bench.verifier();
+    let told = |serial, verifier| bench.responder.key_set_for(&Holding::new(serial, verifier));
+    assert_eq!(told(6, &old), Some(sets[1].as_bytes()), "signed by a key that it knows");
+    assert_eq!(told(6, &both), Some(sets[0].as_bytes()));
+    assert_eq!(told(7, &both), None, "it has this one");
 }
 
 #[test]
@@ -186,7 +233,7 @@ fn a_stolen_cluster_key_without_a_certificate_yields_nothing_and_ends_nothing() 
     assert_eq!(error, HandshakeError::NodeProof(VerifyError::UnknownKey));
 
     // The certificate is public: copying a true one does not help without the node's key.
-    bench.responder.set_certificate(honest.certificate.clone());
+    bench.responder.set_certificates(honest.certificates.clone());
     let (forged, _) = bench.answer(&init);
     let error = initiation.finish(&forged, &verifier, NOW).unwrap_err();
     assert_eq!(error, HandshakeError::NodeProof(VerifyError::Signature));

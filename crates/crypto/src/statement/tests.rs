@@ -3,7 +3,8 @@ use proptest::prelude::*;
 use crate::certificate::{NodeCertificate, NodeClaims, NodeSigner, VerifyError};
 use crate::grant::{Grant, GrantClaims};
 use crate::ids::{DeviceKey, Epoch, Incarnation, SessionId};
-use crate::keys::{GrantSigner, GrantVerifier};
+use crate::key_set::{KEYS_MAX, KeySet, KeySetClaims};
+use crate::keys::{ClusterPublic, GrantSigner, GrantVerifier};
 use crate::testing::SeededEntropy;
 
 const NOW: u64 = 1_000;
@@ -37,6 +38,43 @@ fn node_claims() -> NodeClaims {
     }
 }
 
+fn key_set_claims() -> KeySetClaims {
+    KeySetClaims {
+        serial: 9,
+        hybrid: true,
+        cluster: vec![ClusterPublic([10; 32]), ClusterPublic([11; 32])],
+        grant: vec![[12; 32]],
+    }
+}
+
+#[test]
+fn a_key_set_is_taken_from_an_accepted_signer_once_and_never_again() {
+    let key_set = KeySet::issue(&key_set_claims(), &signer());
+    assert_eq!(KeySet::parse(key_set.as_bytes()), Ok(key_set.clone()));
+    assert_eq!(key_set.open(&verifier(), 8), Ok(key_set_claims()));
+    assert_eq!(key_set.open(&verifier(), 9), Err(VerifyError::Expired), "the one that is held");
+    assert_eq!(key_set.open(&verifier(), 10), Err(VerifyError::Expired), "an older one");
+    let thief = KeySet::issue(&key_set_claims(), &GrantSigner::from_seed(&[9; 32]));
+    assert_eq!(thief.open(&verifier(), 8), Err(VerifyError::UnknownKey));
+}
+
+#[test]
+fn a_key_set_names_one_to_eight_different_keys_of_each_kind() {
+    let keys = |count: u8| (0..count).map(|byte| [byte; 32]).collect::<Vec<_>>();
+    let set = |grant| KeySet::issue(&KeySetClaims { grant, ..key_set_claims() }, &signer());
+    let parsed = |grant| KeySet::parse(set(grant).as_bytes());
+    assert!(parsed(keys(KEYS_MAX as u8)).is_ok());
+    assert_eq!(parsed(keys(20)).unwrap(), set(keys(KEYS_MAX as u8)), "more are left out");
+    assert_eq!(parsed(Vec::new()), Err(VerifyError::Malformed));
+    assert_eq!(parsed(vec![[1; 32], [1; 32]]), Err(VerifyError::Malformed));
+    let longest = KeySetClaims {
+        cluster: keys(8).into_iter().map(ClusterPublic).collect(),
+        grant: keys(8),
+        ..key_set_claims()
+    };
+    assert_eq!(KeySet::issue(&longest, &signer()).as_bytes().len(), KeySet::LEN_MAX);
+}
+
 #[test]
 fn statements_survive_their_encoding() {
     let grant = Grant::issue(&grant_claims(), &signer());
@@ -64,9 +102,12 @@ fn no_byte_of_a_statement_can_be_changed_added_or_cut() {
     let grant_holds = |bytes: &[u8]| Grant::parse(bytes).and_then(|it| it.open(&verifier(), NOW)).is_ok();
     let certificate_holds =
         |bytes: &[u8]| NodeCertificate::parse(bytes).and_then(|it| it.verify(&verifier(), NOW)).is_ok();
+    let key_set = KeySet::issue(&key_set_claims(), &signer());
+    let key_set_holds = |bytes: &[u8]| KeySet::parse(bytes).and_then(|it| it.open(&verifier(), 0)).is_ok();
     for (bytes, holds) in [
         (grant.as_bytes(), &grant_holds as &dyn Fn(&[u8]) -> bool),
         (certificate.as_bytes(), &certificate_holds),
+        (key_set.as_bytes(), &key_set_holds),
     ] {
         assert!(holds(bytes));
         for at in 0..bytes.len() {
@@ -134,6 +175,11 @@ fn a_grant_is_not_a_certificate_nor_the_other_way_round() {
     assert_eq!(Grant::parse(&as_certificate), Err(VerifyError::Malformed));
     let as_grant = super::sign(super::Kind::Grant, &fields(certificate.as_bytes()), &signer());
     assert_eq!(NodeCertificate::parse(&as_grant), Err(VerifyError::Malformed));
+    let key_set = KeySet::issue(&key_set_claims(), &signer());
+    for kind in [super::Kind::Grant, super::Kind::NodeCertificate] {
+        let other = super::sign(kind, &fields(key_set.as_bytes()), &signer());
+        assert_eq!(KeySet::parse(&other), Err(VerifyError::Malformed));
+    }
 }
 
 #[test]
@@ -170,13 +216,14 @@ fn keys_come_back_from_what_they_expose() {
 
 proptest! {
     #[test]
-    fn no_bytes_panic_or_verify(bytes in prop::collection::vec(any::<u8>(), 0..400), kind in 1u8..3) {
+    fn no_bytes_panic_or_verify(bytes in prop::collection::vec(any::<u8>(), 0..700), kind in 1u8..4) {
         let mut bytes = bytes;
         if bytes.len() > 6 {
             bytes[..2].copy_from_slice(&[1, kind]);
             bytes[2..6].copy_from_slice(&signer().id().0);
         }
         prop_assert!(Grant::parse(&bytes).and_then(|it| it.open(&verifier(), NOW)).is_err());
+        prop_assert!(KeySet::parse(&bytes).and_then(|it| it.open(&verifier(), 0)).is_err());
         prop_assert!(NodeCertificate::parse(&bytes).and_then(|it| it.verify(&verifier(), NOW)).is_err());
     }
 }

@@ -8,8 +8,9 @@ use jump_crypto::certificate::NodeClaims;
 use jump_crypto::cookie::HINT_LEN;
 use jump_crypto::entropy::{Entropy, EntropyError};
 use jump_crypto::handshake::{
-    AttachIntent, Established, HandshakeError, INIT_LEN, Initiation, InitiationInput,
+    AttachIntent, Established, HandshakeError, Holding, INIT_LEN, Initiation, InitiationInput,
 };
+use jump_crypto::keys::ClusterPublic;
 use jump_crypto::record::{Content, SealLimitReached};
 
 use super::{Client, Event, Now, PathId, sealed_frame};
@@ -63,7 +64,7 @@ pub(super) struct Handshake {
     pub(super) refused: u8,
     pub(super) cookies: u8,
     /// Which cluster key it was made for.
-    pub(super) key: usize,
+    pub(super) cluster: ClusterPublic,
 }
 
 /// A gateway that has proved itself; the session's owner once its acceptance verifies.
@@ -185,6 +186,11 @@ impl Campaign {
     }
 }
 
+/// The key for one round: each round over all gateways tries another.
+fn cluster_key(keys: &[ClusterPublic], round: u32) -> Option<ClusterPublic> {
+    keys.get(round as usize % keys.len().max(1)).copied()
+}
+
 fn backoff(tuning: &super::Tuning, round: u32) -> Duration {
     (tuning.reply_timeout * 2u32.saturating_pow(round.min(16))).min(tuning.reply_timeout_max)
 }
@@ -291,10 +297,10 @@ impl Client {
         self.close_tries(|open, index, all| open.gateway == gateway || index + Campaign::TRIES_MAX <= all);
         let path = self.open_path(gateway);
         let Some(campaign) = &mut self.campaign else { return };
-        let (reason, key) =
-            (campaign.reason, campaign.round as usize % self.config.cluster_keys.len().max(1));
+        let reason = campaign.reason;
+        let Some(cluster) = cluster_key(&self.config.cluster_keys, campaign.round) else { return };
         campaign.attempts = campaign.attempts.saturating_add(1);
-        match self.handshake(now, path, gateway, claim, reason, false, key, None) {
+        match self.handshake(now, path, gateway, claim, reason, false, cluster, None) {
             Ok(handshake) => {
                 self.transmit(path, handshake.init.to_vec());
                 let Claim { attach_seq, attempt } = claim;
@@ -349,11 +355,10 @@ impl Client {
         claim: Claim,
         reason: Reason,
         rekey: bool,
-        key: usize,
+        cluster: ClusterPublic,
         cookie: Option<[u8; 16]>,
     ) -> Result<Handshake, HandshakeError> {
         let index = self.random_index()?;
-        let cluster = self.config.cluster_keys.get(key).ok_or(HandshakeError::UnknownClusterKey)?;
         let intent = AttachIntent {
             session: self.session,
             attach_seq: claim.attach_seq,
@@ -362,10 +367,11 @@ impl Client {
             reason: reason.number(),
             capabilities: 0,
             rekey,
+            holding: Holding::new(self.config.key_set, &self.config.verifier),
         };
         let input = InitiationInput {
             device: &self.config.device,
-            cluster,
+            cluster: &cluster,
             suite: self.config.suite,
             intent: &intent,
             index,
@@ -383,7 +389,7 @@ impl Client {
             sends: 1,
             refused: 0,
             cookies: 0,
-            key,
+            cluster,
         })
     }
 

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use jump_crypto::certificate::VerifyError;
 use jump_crypto::entropy::EntropyError;
+use jump_crypto::key_set::KeySetClaims;
 
 use super::detection::RoundTrip;
 use super::state::State;
@@ -179,6 +180,8 @@ pub enum Event {
         /// What is wrong with the grant.
         error: VerifyError,
     },
+    /// Control has changed the cluster's public keys. The machine uses them already; keep them for the next start.
+    KeysChanged(KeySetClaims),
     /// The session has ended for good; the machine does nothing more.
     Terminated {
         /// Why.
@@ -209,6 +212,8 @@ pub struct Drops {
     pub bad_cookie: u64,
     /// An acceptance whose grant was refused.
     pub bad_grant: u64,
+    /// A key set that control did not sign.
+    pub bad_key_set: u64,
     /// Control datagrams left out because the outgoing queue was full.
     pub queue_full: u64,
 }

@@ -152,6 +152,7 @@ impl Client {
                 self.terminate(now.at, reason);
             }
             (Holder::Link, Frame::Bound { binding }) => self.binding = self.binding.max(binding),
+            (Holder::Link, Frame::Keys { key_set }) => self.take_key_set(&key_set),
             // A repeated result of the attach that made this link.
             (Holder::Link, Frame::AttachResult(_)) => {}
             (Holder::Link, Frame::Confirm | Frame::PathResponse { .. } | Frame::Close { .. })
@@ -166,7 +167,8 @@ impl Client {
                 | Frame::Terminated { .. }
                 | Frame::Close { .. }
                 | Frame::MtuProbe { .. }
-                | Frame::Bound { .. },
+                | Frame::Bound { .. }
+                | Frame::Keys { .. },
             )
             | (Holder::Drain, Frame::AttachResult(_)) => self.drops.unexpected += 1,
         }
@@ -222,13 +224,12 @@ impl Client {
             self.drops.unexpected += 1;
             return;
         };
-        let cluster = self.config.cluster_keys.get(open.key);
-        let Some(cookie) = cluster.and_then(|key| open_cookie_reply(key, &open.init[..], reply)) else {
+        let Some(cookie) = open_cookie_reply(&open.cluster, &open.init[..], reply) else {
             self.drops.bad_cookie += 1;
             return;
         };
-        let (gateway, claim, key, cookies) = (open.gateway, open.claim, open.key, open.cookies + 1);
-        match self.handshake(now.at, path, gateway, claim, reason, false, key, Some(cookie)) {
+        let (gateway, claim, cluster, cookies) = (open.gateway, open.claim, open.cluster, open.cookies + 1);
+        match self.handshake(now.at, path, gateway, claim, reason, false, cluster, Some(cookie)) {
             Ok(handshake) => {
                 self.transmit(path, handshake.init.to_vec());
                 if let Some(open) = self.campaign.as_mut().and_then(|campaign| campaign.tries.get_mut(at)) {

@@ -88,7 +88,8 @@ impl Client {
                     Err(error) => return self.no_entropy(now.at, error),
                 };
                 let claim = Claim { attach_seq: AttachSeq(0), attempt };
-                match self.handshake(now.at, path, gateway, claim, Reason::Rekey, true, 0, None) {
+                let Some(cluster) = self.config.cluster_keys.first().copied() else { return };
+                match self.handshake(now.at, path, gateway, claim, Reason::Rekey, true, cluster, None) {
                     Ok(handshake) => {
                         self.transmit(path, handshake.init.to_vec());
                         self.set_rekey(Rekey::Started(Box::new(handshake), now.at + Rekey::RESEND_AFTER));

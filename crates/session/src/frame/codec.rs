@@ -10,6 +10,7 @@ use super::{
 use crate::ids::{AttachSeq, Epoch, SessionId};
 use crate::reason::Reason;
 use jump_crypto::grant::Grant;
+use jump_crypto::key_set::KeySet;
 
 const CONFIRM: u8 = 1;
 const ATTACH_RESULT: u8 = 2;
@@ -22,6 +23,7 @@ const TERMINATED: u8 = 8;
 const CLOSE: u8 = 9;
 const MTU_PROBE: u8 = 10;
 const BOUND: u8 = 11;
+const KEYS: u8 = 12;
 
 const ACCEPTED: u8 = 1;
 const REJECTED: u8 = 2;
@@ -43,7 +45,8 @@ impl Frame {
             | Self::Migrate { .. }
             | Self::Terminated { .. }
             | Self::Close { .. }
-            | Self::Bound { .. } => FRAME_LEN_MAX.min(out.len()),
+            | Self::Bound { .. }
+            | Self::Keys { .. } => FRAME_LEN_MAX.min(out.len()),
         };
         let mut writer = Writer { out: out.get_mut(..bound)?, len: 0 };
         writer.frame(self)?;
@@ -103,6 +106,12 @@ impl Writer<'_> {
                 Some(())
             }
             Frame::Bound { binding } => self.tagged(BOUND, &binding.to_be_bytes()),
+            Frame::Keys { key_set } if key_set.len() <= KeySet::LEN_MAX => {
+                self.u8(KEYS)?;
+                self.u16(u16::try_from(key_set.len()).ok()?)?;
+                self.bytes(key_set)
+            }
+            Frame::Keys { .. } => None,
         }
     }
 
@@ -221,6 +230,10 @@ impl Reader<'_> {
                 Frame::MtuProbe { id, len: u16::try_from(len).ok()? }
             }
             BOUND => Frame::Bound { binding: self.u64()? },
+            KEYS => {
+                let len = self.u16().map(usize::from).filter(|len| *len <= KeySet::LEN_MAX)?;
+                Frame::Keys { key_set: self.take(len)?.to_vec() }
+            }
             _ => return None,
         };
         self.rest.is_empty().then_some(frame)

@@ -80,6 +80,8 @@ fn frame() -> impl Strategy<Value = Frame> {
         reason().prop_map(|reason| Frame::Close { reason }),
         (any::<u64>(), MTU_PROBE_LEN_MIN..2000).prop_map(|(id, len)| Frame::MtuProbe { id, len }),
         any::<u64>().prop_map(|binding| Frame::Bound { binding }),
+        vec(any::<u8>(), 0..=jump_crypto::key_set::KeySet::LEN_MAX)
+            .prop_map(|key_set| Frame::Keys { key_set }),
     ]
 }
 
@@ -148,6 +150,7 @@ fn the_byte_layout_is_the_documented_one() {
     assert_eq!(hex(&Frame::PathResponse { token: *b"abcdefgh" }), "066162636465666768");
     assert_eq!(hex(&Frame::Terminated { reason: Reason::KeyRevoked }), "080017");
     assert_eq!(hex(&Frame::MtuProbe { id: 1, len: 12 }), "0a0000000000000001000000");
+    assert_eq!(hex(&Frame::Keys { key_set: vec![1, 3, 7] }), "0c0003010307");
     let targets = vec!["192.0.2.1:51820".parse().unwrap(), "[2001:db8::1]:443".parse().unwrap()];
     assert_eq!(
         hex(&Frame::Migrate { reason: Reason::GatewayDraining, targets }),

@@ -251,6 +251,7 @@ fn under_load_a_first_message_without_a_cookie_gets_a_cookie_and_nothing_else() 
         reason: 1,
         capabilities: 0,
         rekey: false,
+        holding: jump_crypto::handshake::Holding::default(),
     };
     let input = InitiationInput {
         device: &client.device,

@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use super::world::{MS, Mood, World, download};
+use jump_crypto::key_set::{KeySet, KeySetClaims};
+use jump_crypto::keys::{ClusterSecret, GrantKeyId, GrantSigner};
+
+use super::world::{MS, Mood, World, download, keys};
 use crate::client::{Event, State};
 use crate::frame::Frame;
 use crate::ids::Epoch;
@@ -38,6 +41,43 @@ fn the_old_gateway_forwards_until_the_new_one_is_accepted_and_then_only_its_pack
     world.run(MS * 50);
     assert_eq!(world.received.len(), 2, "the drain window does not end");
     assert_eq!(world.paths.len(), 1, "the old path is still open");
+}
+
+#[test]
+fn a_key_set_is_taken_from_control_alone_and_the_next_attach_uses_it() {
+    let mut world = World::attached(2, 33);
+    let (cluster, grants, _) = keys();
+    let owner = world.owner();
+    let index = world.active(owner);
+    let next = ClusterSecret::from_bytes([77; 32]).public();
+    let claims = KeySetClaims {
+        serial: 5,
+        hybrid: false,
+        cluster: vec![cluster.public(), next],
+        grant: vec![grants.public(), [78; 32]],
+    };
+    let send = |world: &mut World, claims: &KeySetClaims, signer: &GrantSigner| {
+        let key_set = KeySet::issue(claims, signer).as_bytes().to_vec();
+        world.say(owner, index, &Frame::Keys { key_set });
+        world.run(MS * 50);
+    };
+    // The gateway's own word, and a signature that the device has no reason to believe.
+    world.say(owner, index, &Frame::Keys { key_set: vec![1; 100] });
+    send(&mut world, &claims, &GrantSigner::from_seed(&[99; 32]));
+    assert_eq!(world.client.status().drops.bad_key_set, 2);
+    send(&mut world, &claims, &grants);
+    send(&mut world, &claims, &grants);
+    send(&mut world, &KeySetClaims { serial: 4, ..claims.clone() }, &grants);
+    let changes =
+        world.events.iter().filter(|(_, event)| *event == Event::KeysChanged(claims.clone())).count();
+    assert_eq!((changes, world.client.status().drops.bad_key_set), (1, 2));
+    let now = world.clock();
+    world.client.request_move(now, Reason::ClientRequest, &[]);
+    world.settle();
+    world.run(MS * 50);
+    let holding = world.last_intent(world.owner()).holding;
+    assert_eq!(holding.key_set, 5);
+    assert_eq!(holding.grant_keys[..2], [grants.id(), GrantKeyId::of(&[78; 32])]);
 }
 
 #[test]

@@ -152,6 +152,7 @@ pub(super) fn config(gateways: usize) -> ClientConfig {
         device,
         cluster_keys: vec![cluster.public()],
         verifier: GrantVerifier::new(&[grants.public()]),
+        key_set: 0,
         gateways: (0..gateways).map(address).collect(),
         suite: Suite::ChaChaPolyBlake2s,
         tuning: Tuning::default(),
