@@ -206,7 +206,8 @@ mod tests {
         };
         let (node, _) = registry.register(&registration).await.unwrap();
         let device = DeviceKey::from_bytes([7; 32]);
-        Devices { store, arbiter: arbiter.clone() }.enrol(device, "laptop", 0).await.unwrap();
+        let devices = Devices { store, arbiter: arbiter.clone(), overlap: Duration::from_secs(60) };
+        devices.enrol(device, "laptop", 0).await.unwrap();
         let ask = |attempt: u8| AttachAsk {
             request: AttachRequest {
                 claimant: node.owner(),
@@ -219,6 +220,7 @@ mod tests {
             last_epoch: Epoch(0),
             handshake_hash: [0; 32],
             client_address: String::new(),
+            grant_keys: Vec::new(),
         };
         let first = arbiter.attach(&ask(1)).await.unwrap();
         let refused = arbiter.attach(&ask(2)).await.unwrap_err();

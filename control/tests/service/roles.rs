@@ -72,8 +72,13 @@ const MATRIX: &[(&str, [bool; 5])] = &[
     ("jump.control.v1.DeviceService/EnrolDevice", OPERATOR),
     ("jump.control.v1.DeviceService/ListDevices", READER),
     ("jump.control.v1.DeviceService/RevokeDevice", OPERATOR),
-    // The one call of a device: its token says what it may.
+    ("jump.control.v1.DeviceService/RequireRotation", OPERATOR),
+    ("jump.control.v1.KeyService/ListKeys", READER),
+    ("jump.control.v1.KeyService/RotateKey", OPERATOR),
+    ("jump.control.v1.KeyService/RetireKey", OPERATOR),
+    // The calls of a device: its token says what it may, or its proof of both keys.
     ("jump.client.v1.EnrolmentService/Enrol", ANYBODY),
+    ("jump.client.v1.EnrolmentService/RotateKey", ANYBODY),
 ];
 
 /// What the descriptors say of one RPC.

@@ -343,6 +343,7 @@ fn client(
         device: key,
         cluster_keys: vec![keys.cluster],
         verifier: keys.verifier,
+        key_set: 0,
         gateways,
         suite: Suite::preferred(),
         tuning,

@@ -339,7 +339,8 @@ impl Device {
                 self.probe_due = None;
                 world.counts.terminated += 1;
             }
-            Event::NoEntropy(_) | Event::FirstByte { .. } | Event::Rekeyed { .. } => {}
+            Event::NoEntropy(_) | Event::FirstByte { .. } | Event::Rekeyed { .. } | Event::KeysChanged(_) => {
+            }
         }
     }
 }
