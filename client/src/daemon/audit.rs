@@ -39,6 +39,8 @@ impl Teller {
     /// Tells one piece of news; `status` is the machine's after it.
     pub(super) fn tell(&mut self, news: &News, status: &Status) {
         match news {
+            // Control has told auditors.
+            News::KeysChanged(_) => {}
             News::OpenPath { .. } | News::ClosePath { .. } | News::Persist { .. } => {}
             News::StateChanged { from, to, reason } => {
                 self.session(SessionAction::StateChanged, status, |event| {
