@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use jump_session::ids::{NodeId, Revision, SessionId};
-use jump_session::ownership::{Owner, Phase};
+use jump_session::ownership::{Owner, Phase, UnixMillis};
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -21,6 +21,9 @@ pub const DELTAS_MAX: usize = 65_536;
 
 /// How many prefixes are listed at a time.
 const LISTS_MAX: usize = 16;
+
+/// How long a tombstone is kept.
+pub const TOMBSTONE_RETENTION_MS: UnixMillis = 7 * 24 * 3600 * 1000;
 
 /// Pause before the store is listed again after a failure.
 const RELIST_PAUSE: Duration = Duration::from_millis(250);
@@ -73,6 +76,12 @@ struct State {
     /// How many sessions each of [`PHASES`] has.
     phases: [u64; PHASES.len()],
     addresses: BTreeMap<IpAddr, SessionId>,
+    /// Sessions by owner: what to look at when a node is gone.
+    owned: BTreeMap<Owner, BTreeSet<SessionId>>,
+    /// Sessions by the earliest time at which time alone may change them.
+    due: BTreeSet<(UnixMillis, SessionId)>,
+    /// The time that a client has to come back.
+    recovery_window_ms: UnixMillis,
     /// Sessions that each node must stop.
     handovers: BTreeMap<NodeId, BTreeSet<SessionId>>,
     nodes: BTreeMap<NodeId, Arc<Node>>,
@@ -110,6 +119,13 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Bindings {
+    /// An empty cache for a cluster whose clients may come back within `recovery_window`.
+    pub fn new(recovery_window: Duration) -> Self {
+        let this = Self::default();
+        lock(&this.state).recovery_window_ms = u64::try_from(recovery_window.as_millis()).unwrap_or(u64::MAX);
+        this
+    }
+
     /// Follows the store until `stop`; lists again when the watch cannot resume.
     pub async fn follow(self: Arc<Self>, store: SharedStore, stop: CancellationToken) {
         loop {
@@ -181,6 +197,31 @@ impl Bindings {
         let range = state.sessions.range((start, Bound::Unbounded));
         range
             .map(|(_, session)| session)
+            .filter(|session| {
+                let registered = session.record.owner().is_some_and(|owner| state.is_registered(owner));
+                filter(session, registered)
+            })
+            .take(limit)
+            .cloned()
+            .collect()
+    }
+
+    /// Up to `limit` sessions that `filter` takes among those that time alone may change by `now`: their time has come, or
+    /// their owner's run is gone. The cost grows with those, not with all sessions. `filter` as in
+    /// [`sessions_after`](Self::sessions_after).
+    pub fn sessions_due(
+        &self,
+        now: UnixMillis,
+        limit: usize,
+        filter: impl Fn(&StoredSession, bool) -> bool,
+    ) -> Vec<Arc<StoredSession>> {
+        let state = lock(&self.state);
+        let timed = state.due.range(..(now.saturating_add(1), SessionId::from_bytes([0; 16])));
+        let lost = state.owned.iter().filter(|(owner, _)| !state.is_registered(owner));
+        timed
+            .map(|(_, id)| id)
+            .chain(lost.flat_map(|(_, sessions)| sessions))
+            .filter_map(|id| state.sessions.get(id))
             .filter(|session| {
                 let registered = session.record.owner().is_some_and(|owner| state.is_registered(owner));
                 filter(session, registered)
@@ -285,7 +326,9 @@ impl Bindings {
         while let Some(listed) = lists.next().await {
             values.extend(listed?);
         }
-        let mut fresh = State { revision, floor: revision, ready: true, ..State::default() };
+        let recovery_window_ms = lock(&self.state).recovery_window_ms;
+        let mut fresh =
+            State { revision, floor: revision, ready: true, recovery_window_ms, ..State::default() };
         for value in values {
             fresh.put(value);
         }
@@ -372,6 +415,10 @@ impl State {
             if let Phase::Handover { from, .. } = &session.record.phase {
                 self.handovers.entry(from.node.clone()).or_default().insert(id);
             }
+            if let Some(owner) = session.record.owner() {
+                self.owned.entry(owner.clone()).or_default().insert(id);
+            }
+            self.due.insert((self.due_at(&session), id));
             if !matches!(session.record.phase, Phase::Terminated { .. }) {
                 self.addresses.extend(session.record.inner.iter().map(|address| (*address, id)));
             }
@@ -424,9 +471,28 @@ impl State {
         None
     }
 
+    /// When time alone may change a session whose owner, if any, is alive.
+    fn due_at(&self, session: &StoredSession) -> UnixMillis {
+        let record = &session.record;
+        match &record.phase {
+            Phase::Owned { .. } | Phase::Handover { .. } => record.expires,
+            Phase::Released { since } => record.expires.min(since.saturating_add(self.recovery_window_ms)),
+            Phase::Terminated { at } => at.saturating_add(TOMBSTONE_RETENTION_MS),
+        }
+    }
+
     fn forget_session(&mut self, id: SessionId) {
         let Some(old) = self.sessions.remove(&id) else { return };
         self.phases[phase_index(&old.record.phase)] -= 1;
+        self.due.remove(&(self.due_at(&old), id));
+        if let Some(owner) = old.record.owner()
+            && let Some(sessions) = self.owned.get_mut(owner)
+        {
+            sessions.remove(&id);
+            if sessions.is_empty() {
+                self.owned.remove(owner);
+            }
+        }
         for address in &old.record.inner {
             if self.addresses.get(address) == Some(&id) {
                 self.addresses.remove(address);

@@ -73,10 +73,6 @@ pub const OWNER_CHANGES: MetricDef = MetricDef {
     labels: &["reason"],
 };
 
-/// All of them, for the registry and for `docs/metrics.md`.
-pub const ALL: &[MetricDef] =
-    &[ATTACH, ATTACH_SECONDS, REGISTRATIONS, EXPIRED, STORE_SECONDS, SESSIONS, OWNER_CHANGES];
-
 /// Copies what is kept elsewhere into the registry before every scrape.
 pub(crate) fn publish(bindings: Arc<Bindings>) {
     before_scrape(move || {
@@ -93,6 +89,46 @@ pub(crate) fn measure_store(operation: &'static str, outcome: &'static str, took
 pub(crate) fn count_owner_change(reason: Reason) {
     OWNER_CHANGES.counter(&[("reason", reason.code())]).increment(1);
 }
+/// Requests to the store that carry several transactions or reads.
+pub const STORE_BATCH_RIDERS: MetricDef = MetricDef {
+    name: "jump_control_store_batch_riders",
+    kind: Kind::Histogram(&[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0]),
+    unit: Unit::Count,
+    help: "How many transactions or reads shared one request to etcd, by kind (commit, read).",
+    labels: &["kind"],
+};
+
+/// How long such requests took.
+pub const STORE_BATCH_SECONDS: MetricDef = MetricDef {
+    name: "jump_control_store_batch_seconds",
+    kind: Kind::Histogram(LATENCY_BUCKETS),
+    unit: Unit::Seconds,
+    help: "Time of one such request, by kind (commit, read).",
+    labels: &["kind"],
+};
+
+/// Batches that had to be taken apart.
+pub const STORE_BATCH_SPLITS: MetricDef = MetricDef {
+    name: "jump_control_store_batch_splits_total",
+    kind: Kind::Counter,
+    unit: Unit::Count,
+    help: "Batches that etcd refused as a whole; each of their transactions was tried by itself.",
+    labels: &[],
+};
+
+/// All of them, for the registry and for `docs/metrics.md`.
+pub const ALL: &[MetricDef] = &[
+    ATTACH,
+    ATTACH_SECONDS,
+    REGISTRATIONS,
+    EXPIRED,
+    STORE_SECONDS,
+    SESSIONS,
+    OWNER_CHANGES,
+    STORE_BATCH_RIDERS,
+    STORE_BATCH_SECONDS,
+    STORE_BATCH_SPLITS,
+];
 
 pub(crate) fn count_attach(outcome: &Result<StoredSession, ArbiterError>, elapsed: Duration) {
     let (outcome, reason) = match outcome {
@@ -103,6 +139,15 @@ pub(crate) fn count_attach(outcome: &Result<StoredSession, ArbiterError>, elapse
     };
     ATTACH.counter(&[("outcome", outcome), ("reason", reason)]).increment(1);
     ATTACH_SECONDS.histogram(&[("outcome", outcome)]).record(elapsed.as_secs_f64());
+}
+
+pub(crate) fn record_batch(kind: &'static str, riders: usize, elapsed: Duration) {
+    STORE_BATCH_RIDERS.histogram(&[("kind", kind)]).record(riders as f64);
+    STORE_BATCH_SECONDS.histogram(&[("kind", kind)]).record(elapsed.as_secs_f64());
+}
+
+pub(crate) fn count_batch_split() {
+    STORE_BATCH_SPLITS.counter(&[]).increment(1);
 }
 
 pub(crate) fn count_registration() {

@@ -12,6 +12,7 @@ use jump_session::policy::SessionPolicy;
 use tokio_util::sync::CancellationToken;
 
 use crate::arbiter::{Arbiter, ArbiterError};
+use crate::bindings::TOMBSTONE_RETENTION_MS;
 use crate::layout::{self, StoredSession};
 use crate::store::{Compare, KeyValue, Op, RANGE_LIMIT_MAX, StoreError, Txn};
 use crate::{clock, metrics};
@@ -21,9 +22,6 @@ const SESSIONS_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Looks at the sessions between two sweeps of addresses and tokens.
 const LOOKS_PER_SWEEP: u32 = 60;
-
-/// How long a tombstone is kept.
-pub const TOMBSTONE_RETENTION: Duration = Duration::from_secs(7 * 24 * 3600);
 
 /// Runs until `stop`.
 pub async fn run(arbiter: Arc<Arbiter>, stop: CancellationToken) {
@@ -46,7 +44,7 @@ pub async fn run(arbiter: Arc<Arbiter>, stop: CancellationToken) {
 /// Applies [`ownership::expire`] to every session that the cache says is due; the store has the last word.
 pub async fn expire_due(arbiter: &Arbiter) {
     let now = clock::unix_millis();
-    let due = arbiter.bindings.sessions_after(None, RANGE_LIMIT_MAX, |session, registered| {
+    let due = arbiter.bindings.sessions_due(now, RANGE_LIMIT_MAX, |session, registered| {
         is_due(session, registered, &arbiter.policy, now)
     });
     for session in due {
@@ -87,9 +85,9 @@ fn is_due(session: &StoredSession, owner_registered: bool, policy: &SessionPolic
 /// Forgets old tombstones, used or expired tokens, and addresses that have rested.
 async fn sweep(arbiter: &Arbiter) -> Result<(), StoreError> {
     let now = clock::unix_millis();
-    let kept = u64::try_from(TOMBSTONE_RETENTION.as_millis()).unwrap_or(u64::MAX);
-    let old = arbiter.bindings.sessions_after(
-        None,
+    let kept = TOMBSTONE_RETENTION_MS;
+    let old = arbiter.bindings.sessions_due(
+        now,
         RANGE_LIMIT_MAX,
         |session, _| matches!(session.record.phase, Phase::Terminated { at } if at.saturating_add(kept) <= now),
     );

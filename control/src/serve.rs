@@ -33,7 +33,7 @@ use crate::service::{
     Context, DeviceApi, EnrolmentApi, GatewayApi, KeyApi, NodeApi, OwnershipApi, Profile, SessionApi,
 };
 use crate::store::etcd::{EtcdConfig, EtcdTls};
-use crate::store::{EmbeddedStore, EtcdStore, MeasuredStore, SharedStore, StoreError};
+use crate::store::{EmbeddedStore, EtcdStore, GroupCommit, MeasuredStore, SharedStore, StoreError};
 use crate::{audit, clock, metrics, reaper};
 
 /// How long a node certificate is valid.
@@ -154,7 +154,7 @@ impl Replica {
         let address =
             listener.local_addr().map_err(|error| ServeError::Listen { address: config.listen, error })?;
 
-        let bindings = Arc::new(Bindings::default());
+        let bindings = Arc::new(Bindings::new(config.policy.recovery_window));
         let arbiter = Arbiter {
             store: Arc::clone(&store),
             bindings: Arc::clone(&bindings),
@@ -353,7 +353,7 @@ async fn open_store(config: &StoreConfig) -> Result<SharedStore, ServeError> {
             let advice = "start etcd, or correct store.endpoints, store.ca and the network between";
             let store =
                 EtcdStore::connect(config).await.map_err(|error| ServeError::Store { error, advice })?;
-            Ok(Arc::new(store))
+            Ok(Arc::new(GroupCommit::new(store)))
         }
     }
 }

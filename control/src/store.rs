@@ -14,10 +14,12 @@ use jump_session::ids::Revision;
 
 pub mod embedded;
 pub mod etcd;
+pub mod group;
 pub mod measured;
 
 pub use embedded::EmbeddedStore;
 pub use etcd::EtcdStore;
+pub use group::GroupCommit;
 pub use measured::MeasuredStore;
 
 /// A shared store.

@@ -16,6 +16,7 @@ use etcd_client::{
 use jump_session::ids::Revision;
 use tokio_stream::wrappers::ReceiverStream;
 
+use super::group::Many;
 use super::{
     Compare, KeyValue, Lease, LeaseId, Op, Outcome, Page, RANGE_LIMIT_MAX, Snapshot, Store, StoreError, Txn,
     WatchStream,
@@ -254,6 +255,39 @@ impl Store for EtcdStore {
         let (batches, reader) = tokio::sync::mpsc::channel(WATCH_QUEUE_BATCHES);
         tokio::spawn(watch::follow(Arc::clone(&self.pool), prefix.to_owned(), after, batches));
         Box::pin(ReceiverStream::new(reader))
+    }
+}
+
+#[async_trait]
+impl Many for EtcdStore {
+    async fn commit_many(&self, txns: &[Txn]) -> Result<Vec<Outcome>, StoreError> {
+        let nested: Vec<TxnOp> = txns.iter().map(|txn| TxnOp::txn(encode(txn))).collect();
+        let request = etcd_client::Txn::new().and_then(nested);
+        self.pool
+            .write(|member| {
+                let request = request.clone();
+                async move {
+                    let answer = member.kv().await?.txn(request).await?;
+                    member.note(answer.header());
+                    // The inner answers carry no revision of their own.
+                    let revision = revision_of(answer.header());
+                    let outcome = |response: TxnOpResponse| match response {
+                        TxnOpResponse::Txn(inner) if inner.succeeded() => Ok(Outcome::Committed(revision)),
+                        TxnOpResponse::Txn(_) => Ok(Outcome::Conflict),
+                        TxnOpResponse::Get(_) | TxnOpResponse::Put(_) | TxnOpResponse::Delete(_) => {
+                            Err(Failure::Unknown("an answer to something else".to_owned()))
+                        }
+                    };
+                    let outcomes: Vec<Outcome> =
+                        answer.op_responses().into_iter().map(outcome).collect::<Result<_, _>>()?;
+                    if outcomes.len() == txns.len() {
+                        Ok(outcomes)
+                    } else {
+                        Err(Failure::Unknown("answers are missing".to_owned()))
+                    }
+                }
+            })
+            .await
     }
 }
 

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jump_control::store::etcd::{EtcdConfig, EtcdStore};
-use jump_control::store::{EmbeddedStore, SharedStore};
+use jump_control::store::{EmbeddedStore, GroupCommit, SharedStore};
 use tempfile::TempDir;
 
 /// A port that was free a moment ago.
@@ -21,11 +21,19 @@ pub(crate) struct Etcd {
     client_port: u16,
     peer_port: u16,
     child: Option<Child>,
+    /// Whether writes reach the disk before they are answered.
+    durable: bool,
 }
 
 impl Etcd {
     pub(crate) fn start() -> Self {
+        Self::start_as(false)
+    }
+
+    /// One that syncs its writes to disk, as in production, or one that does not.
+    pub(crate) fn start_as(durable: bool) -> Self {
         let mut etcd = Self {
+            durable,
             dir: tempfile::tempdir().unwrap(),
             client_port: free_port(),
             peer_port: free_port(),
@@ -56,7 +64,9 @@ impl Etcd {
             .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer])
             .args(["--initial-cluster", &format!("test={peer}")])
             .args(["--heartbeat-interval", "50", "--election-timeout", "500", "--max-txn-ops", "1024"])
-            .args(["--grpc-keepalive-min-time", "500ms", "--unsafe-no-fsync", "--log-level", "error"])
+            .args(["--grpc-keepalive-min-time", "500ms", "--log-level", "error"])
+            .args(["--quota-backend-bytes", "8589934592"])
+            .args((!self.durable).then_some("--unsafe-no-fsync"))
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn();
@@ -121,7 +131,7 @@ impl Harness {
                 let path = self.path().unwrap();
                 Arc::new(EmbeddedStore::open_with_history(&path, HISTORY_REVISIONS).unwrap())
             }
-            Self::Etcd(etcd) => Arc::new(etcd.connect().await),
+            Self::Etcd(etcd) => Arc::new(GroupCommit::new(etcd.connect().await)),
         }
     }
 }
