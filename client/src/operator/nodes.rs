@@ -1,9 +1,15 @@
 //! `jumpctl nodes`.
 
+use std::time::Duration;
+
 use clap::Subcommand;
 use jump_proto::control_v1::node_service_client::NodeServiceClient;
-use jump_proto::control_v1::{DrainNodeRequest, ListNodesRequest, Node, UndrainNodeRequest};
+use jump_proto::control_v1::session_service_client::SessionServiceClient;
+use jump_proto::control_v1::{
+    DrainNodeRequest, ListNodesRequest, ListSessionsRequest, Node, UndrainNodeRequest,
+};
 use jump_session::ids::NodeId;
+use tokio::time::Instant;
 
 use super::{Operator, confirm, view};
 use crate::channel::refused;
@@ -18,6 +24,9 @@ pub(super) enum Command {
     Drain {
         /// The node's name
         node: NodeId,
+        /// How long to wait until it owns no session; 0s to order the drain and return
+        #[arg(long, default_value = "30s", value_parser = humantime::parse_duration)]
+        wait: Duration,
         /// Do not ask
         #[arg(long, short)]
         yes: bool,
@@ -34,12 +43,15 @@ const HEADINGS: [&str; 7] = ["NODE", "RUN", "NUMBER", "STATE", "ENDPOINTS", "MES
 pub(super) async fn run(operator: &Operator, command: Command) -> Result<(), Failure> {
     let node = match command {
         Command::List => return list(operator).await,
-        Command::Drain { node, yes } => {
+        Command::Drain { node, wait, yes } => {
             confirm(&format!("Move all sessions away from {node}?"), yes)?;
             let response = NodeServiceClient::new(operator.channel().await?)
                 .drain_node(DrainNodeRequest { node_id: node.to_string() })
                 .await
                 .map_err(|status| refused(&format!("draining {node}"), &status))?;
+            if !wait.is_zero() {
+                until_empty(operator, &node, wait).await?;
+            }
             response.into_inner().node
         }
         Command::Undrain { node } => {
@@ -51,6 +63,30 @@ pub(super) async fn run(operator: &Operator, command: Command) -> Result<(), Fai
         }
     };
     show(operator, &node.into_iter().collect::<Vec<_>>())
+}
+
+/// Waits until a node owns no session.
+async fn until_empty(operator: &Operator, node: &NodeId, wait: Duration) -> Result<(), Failure> {
+    const LOOK: Duration = Duration::from_millis(250);
+    let mut client = SessionServiceClient::new(operator.channel().await?);
+    let deadline = Instant::now() + wait;
+    loop {
+        let request =
+            ListSessionsRequest { page_size: 1, node_id: node.to_string(), ..ListSessionsRequest::default() };
+        let left = client
+            .list_sessions(request)
+            .await
+            .map_err(|status| refused(&format!("waiting for {node}"), &status))?;
+        if left.into_inner().sessions.is_empty() {
+            return Ok(());
+        }
+        if Instant::now() + LOOK > deadline {
+            return Err(Failure::other(format!(
+                "{node} still owns sessions after {wait:?}: their clients have not moved; it goes on asking them"
+            )));
+        }
+        tokio::time::sleep(LOOK).await;
+    }
 }
 
 async fn list(operator: &Operator) -> Result<(), Failure> {

@@ -125,21 +125,26 @@ fn text(ownership: &Ownership) -> String {
     for (name, value) in rows {
         text.push_str(&format!("{name:<14} {value}\n"));
     }
+    let successors = std::iter::once(None).chain(ownership.history.iter().map(Some));
     let history: Vec<Vec<String>> = ownership
         .history
         .iter()
-        .map(|entry| {
+        .zip(successors)
+        .map(|(entry, successor)| {
             vec![
                 entry.epoch.to_string(),
                 view::owner_cell(entry.owner.as_ref()),
                 view::time(entry.since_time.as_ref()).unwrap_or_else(|| "-".to_owned()),
+                successor
+                    .and_then(|next| view::time(next.since_time.as_ref()))
+                    .unwrap_or_else(|| "-".to_owned()),
                 entry.reason.clone(),
             ]
         })
         .collect();
     if !history.is_empty() {
         text.push('\n');
-        text.push_str(&output::table(&["EPOCH", "OWNER", "SINCE", "REASON"], &history));
+        text.push_str(&output::table(&["EPOCH", "OWNER", "SINCE", "NEXT OWNER AT", "REASON"], &history));
     }
     text
 }

@@ -1,11 +1,15 @@
 //! `jumpctl sessions`.
 
+use std::time::Duration;
+
 use clap::Subcommand;
+use jump_proto::control_v1::ownership_service_client::OwnershipServiceClient;
 use jump_proto::control_v1::session_service_client::SessionServiceClient;
 use jump_proto::control_v1::{
-    GetSessionRequest, ListSessionsRequest, Session, TerminateSessionRequest, WatchSessionsRequest,
+    GetSessionRequest, ListSessionsRequest, MoveSessionRequest, Session, SessionPhase,
+    TerminateSessionRequest, WatchOwnershipRequest, WatchSessionsRequest,
 };
-use jump_session::ids::SessionId;
+use jump_session::ids::{NodeId, SessionId};
 use serde_json::json;
 
 use super::watch::{self, Broken};
@@ -38,6 +42,20 @@ pub(super) enum Command {
         /// Only this session
         session: Option<SessionId>,
     },
+    /// Send a session's client to another gateway, and wait until it is there
+    Move {
+        /// The session's id
+        session: SessionId,
+        /// The gateway to move to; any other one without it
+        #[arg(long, value_name = "NODE")]
+        to: Option<NodeId>,
+        /// Shown in the audit trail
+        #[arg(long, default_value = "")]
+        comment: String,
+        /// How long to wait for the client; 0s to order the move and return
+        #[arg(long, default_value = "10s", value_parser = humantime::parse_duration)]
+        wait: Duration,
+    },
     /// End a session for good; its device starts a new one
     Terminate {
         /// The session's id
@@ -64,6 +82,9 @@ pub(super) async fn run(operator: &Operator, command: Command) -> Result<(), Fai
             show(operator, &present(response.into_inner().session, &what)?)
         }
         Command::Watch { session } => follow(operator, session).await,
+        Command::Move { session, to, comment, wait } => {
+            order_move(operator, session, to, comment, wait).await
+        }
         Command::Terminate { session, comment, yes } => {
             confirm(&format!("End session {session} for good?"), yes)?;
             let request = TerminateSessionRequest { session_id: session.to_string(), comment };
@@ -75,6 +96,62 @@ pub(super) async fn run(operator: &Operator, command: Command) -> Result<(), Fai
             show(operator, &present(response.into_inner().session, &what)?)
         }
     }
+}
+
+/// Orders a move and follows the ownership until another gateway owns the session.
+async fn order_move(
+    operator: &Operator,
+    session: SessionId,
+    to: Option<NodeId>,
+    comment: String,
+    wait: Duration,
+) -> Result<(), Failure> {
+    let what = format!("moving session {session}");
+    let node_id = to.map(|to| to.to_string()).unwrap_or_default();
+    let request = MoveSessionRequest { session_id: session.to_string(), node_id, comment };
+    let channel = operator.channel().await?;
+    let ordered = SessionServiceClient::new(channel.clone())
+        .move_session(request)
+        .await
+        .map_err(|status| refused(&what, &status))?;
+    let ordered = present(ordered.into_inner().session, &what)?;
+    // Without an order there was nothing to do: it is there, or on its way.
+    if wait.is_zero() || (ordered.r#move.is_none() && ordered.handover_to.is_none()) {
+        return show(operator, &ordered);
+    }
+    let from = ordered.owner.as_ref().map(|owner| owner.node_id.clone());
+    let moved = async {
+        let mut stream = OwnershipServiceClient::new(channel.clone())
+            .watch_ownership(WatchOwnershipRequest { session_id: session.to_string() })
+            .await
+            .map_err(|status| refused(&what, &status))?
+            .into_inner();
+        while let Some(update) = stream.message().await.map_err(|status| refused(&what, &status))? {
+            let Some(ownership) = update.ownership else { continue };
+            if ownership.phase() == SessionPhase::Terminated {
+                return Err(Failure::other(format!("{what}: it ended ({})", ownership.last_reason)));
+            }
+            let owner = ownership.owner.as_ref().map(|owner| &owner.node_id);
+            if ownership.epoch > ordered.epoch && owner.is_some() && owner != from.as_ref() {
+                return Ok(());
+            }
+        }
+        Err(Failure::new(Exit::Unreachable, "control closed the watch"))
+    };
+    match tokio::time::timeout(wait, moved).await {
+        Ok(moved) => moved?,
+        Err(_) => {
+            return Err(Failure::other(format!(
+                "{what}: its client has not moved within {wait:?}; it is still served where it was, and the order stands for a minute"
+            )));
+        }
+    }
+    let request = GetSessionRequest { session_id: session.to_string() };
+    let now = SessionServiceClient::new(channel)
+        .get_session(request)
+        .await
+        .map_err(|status| refused(&what, &status))?;
+    show(operator, &present(now.into_inner().session, &what)?)
 }
 
 async fn list(operator: &Operator, node: Option<String>, device: Option<String>) -> Result<(), Failure> {

@@ -29,12 +29,16 @@ pub(super) fn owner_cell(owner: Option<&wire::Owner>) -> String {
     owner.map_or("-".to_owned(), |owner| owner.node_id.clone())
 }
 
+/// Newest first. An owner's time ends when its successor's begins; of the last one only the record knows.
 fn history(entries: &[wire::OwnershipEntry]) -> Value {
-    let entry = |entry: &wire::OwnershipEntry| {
+    let successors = std::iter::once(None).chain(entries.iter().map(Some));
+    let entry = |(entry, successor): (&wire::OwnershipEntry, Option<&wire::OwnershipEntry>)| {
         json!({ "epoch": entry.epoch, "owner": owner(entry.owner.as_ref()),
-                "since_time": time(entry.since_time.as_ref()), "reason": entry.reason })
+                "since_time": time(entry.since_time.as_ref()),
+                "successor_time": time(successor.and_then(|next| next.since_time.as_ref())),
+                "reason": entry.reason })
     };
-    entries.iter().map(entry).collect()
+    entries.iter().zip(successors).map(entry).collect()
 }
 
 pub(super) fn phase(phase: wire::SessionPhase) -> String {
@@ -63,6 +67,9 @@ pub(super) fn session(session: &wire::Session) -> Value {
         "history": history(&session.history),
         "etag": session.etag,
         "correlation_id": session.correlation_id,
+        "move": session.r#move.as_ref().map(|order| {
+            json!({ "node_id": order.node_id, "since_time": time(order.since_time.as_ref()) })
+        }),
     })
 }
 
@@ -149,7 +156,7 @@ mod tests {
         assert_eq!(value["create_time"], "2027-01-15T08:00:00Z");
         assert_eq!(value["handover_to"], Value::Null);
         let names: Vec<_> = value.as_object().into_iter().flat_map(|object| object.keys().cloned()).collect();
-        assert_eq!(names.len(), 16, "{names:?}");
+        assert_eq!(names.len(), 17, "{names:?}");
     }
 
     #[test]

@@ -11,6 +11,8 @@ use super::super::StoreError;
 pub(super) enum Failure {
     /// Never sent, or refused before it was proposed: safe to send elsewhere.
     NotDone(String),
+    /// Refused because the member does not know our token (any more): sign in again, then send again.
+    SignedOut(String),
     /// It may have been done.
     Unknown(String),
     /// The lease has ended.
@@ -24,7 +26,7 @@ pub(super) enum Failure {
 impl From<Failure> for StoreError {
     fn from(failure: Failure) -> Self {
         match failure {
-            Failure::NotDone(text) => Self::Unavailable(text),
+            Failure::NotDone(text) | Failure::SignedOut(text) => Self::Unavailable(text),
             Failure::Unknown(text) => Self::Unknown(text),
             Failure::LeaseNotFound => Self::LeaseNotFound,
             Failure::Compacted => Self::Compacted,
@@ -59,6 +61,9 @@ impl From<etcd_client::Error> for Failure {
 const NOT_PROPOSED: [&str; 3] =
     ["etcdserver: no leader", "etcdserver: too many requests", "etcdserver: not capable"];
 
+/// Texts that etcd sends when a token has expired, its member has restarted, or users and roles have changed.
+const SIGNED_OUT: [&str; 2] = ["etcdserver: invalid auth token", "etcdserver: revision of auth store is old"];
+
 fn from_status(status: &tonic::Status) -> Failure {
     let text = status.message().to_owned();
     if text.contains("requested lease not found") {
@@ -71,6 +76,9 @@ fn from_status(status: &tonic::Status) -> Failure {
         return Failure::Refused(format!(
             "{text}: compact and defragment etcd, then disarm the alarm (etcdctl alarm disarm)"
         ));
+    }
+    if SIGNED_OUT.iter().any(|refusal| text.contains(refusal)) {
+        return Failure::SignedOut(text);
     }
     if NOT_PROPOSED.iter().any(|refusal| text.contains(refusal)) {
         return Failure::NotDone(text);

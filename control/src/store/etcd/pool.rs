@@ -2,7 +2,7 @@
 
 use std::future::Future;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use etcd_client::{Client, ConnectOptions, KvClient, LeaseClient, ResponseHeader, WatchClient};
@@ -22,6 +22,15 @@ const ROUND_PAUSE: Duration = Duration::from_millis(50);
 
 /// How many requests are in flight at a time.
 const REQUESTS_MAX: usize = 256;
+
+/// The share of the request timeout that the first try of an idempotent request gets; each further try gets twice as
+/// much. A member that hangs, or that waits for a leader which is gone, costs this much.
+const FIRST_TRY_SHARE: u32 = 4;
+
+/// The share of the request timeout after which a write that is not answered makes its member prove that it works,
+/// and the share that the proof may take.
+const DOUBT_SHARE: u32 = 8;
+const PROOF_SHARE: u32 = 4;
 
 /// How many request timeouts an idempotent request may take in all.
 const IDEMPOTENT_TIMEOUTS: u32 = 3;
@@ -47,6 +56,8 @@ pub(super) struct Member {
     failures: AtomicU64,
     /// The raft term in the member's last answer.
     term: AtomicU64,
+    /// Whether it is asked for a proof right now.
+    proving: AtomicBool,
 }
 
 impl std::fmt::Debug for Member {
@@ -63,6 +74,11 @@ impl Member {
         }
         let client = Client::connect([&self.endpoint], Some(self.options.clone())).await?;
         Ok(slot.insert(client).clone())
+    }
+
+    /// Forgets the connection, so that the next one asks for a new token.
+    async fn sign_in_again(&self) {
+        *self.client.lock().await = None;
     }
 
     pub(super) async fn kv(&self) -> Result<KvClient, Failure> {
@@ -94,6 +110,15 @@ impl Member {
     }
 }
 
+/// A proof under way.
+struct Proving<'a>(&'a AtomicBool);
+
+impl Drop for Proving<'_> {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::Release);
+    }
+}
+
 impl Pool {
     pub(super) fn new(config: &EtcdConfig) -> Self {
         let members = config
@@ -107,6 +132,7 @@ impl Pool {
                     passed_over_until: AtomicU64::new(0),
                     failures: AtomicU64::new(0),
                     term: AtomicU64::new(0),
+                    proving: AtomicBool::new(false),
                 })
             })
             .collect();
@@ -126,14 +152,17 @@ impl Pool {
     {
         let deadline = Instant::now() + self.request_timeout * IDEMPOTENT_TIMEOUTS;
         let mut tried = 0;
+        let mut patience = self.request_timeout / FIRST_TRY_SHARE;
         loop {
             let member = self.choose();
-            let failure = match self.once(member, request(Arc::clone(member))).await {
+            let answer = self.within(patience, member, request(Arc::clone(member))).await;
+            patience = (patience * 2).min(self.request_timeout);
+            let failure = match answer {
                 Ok(answer) => return Ok(answer),
                 Err(failure @ (Failure::LeaseNotFound | Failure::Compacted | Failure::Refused(_))) => {
                     return Err(failure.into());
                 }
-                Err(Failure::NotDone(text) | Failure::Unknown(text)) => text,
+                Err(Failure::NotDone(text) | Failure::Unknown(text) | Failure::SignedOut(text)) => text,
             };
             tried += 1;
             if tried >= self.members.len().max(2) && Instant::now() + ROUND_PAUSE >= deadline {
@@ -156,9 +185,16 @@ impl Pool {
         let mut last = String::new();
         for _ in 0..self.members.len().max(2) {
             let member = self.choose();
-            match self.once(member, request(Arc::clone(member))).await {
+            let answer = tokio::select! {
+                answer = self.once(member, request(Arc::clone(member))) => answer,
+                doubt = self.doubt(member) => {
+                    self.pass_over(member);
+                    Err(Failure::Unknown(doubt))
+                }
+            };
+            match answer {
                 Ok(answer) => return Ok(answer),
-                Err(Failure::NotDone(text)) => last = text,
+                Err(Failure::NotDone(text) | Failure::SignedOut(text)) => last = text,
                 Err(
                     failure @ (Failure::Unknown(_)
                     | Failure::LeaseNotFound
@@ -176,11 +212,25 @@ impl Pool {
         member: &Member,
         request: impl Future<Output = Result<T, Failure>>,
     ) -> Result<T, Failure> {
+        self.within(self.request_timeout, member, request).await
+    }
+
+    /// As [`once`](Self::once), with a bound of its own.
+    async fn within<T>(
+        &self,
+        patience: Duration,
+        member: &Member,
+        request: impl Future<Output = Result<T, Failure>>,
+    ) -> Result<T, Failure> {
         let _slot = self.slots.acquire().await.expect("the semaphore is never closed");
-        let result = timeout(self.request_timeout, request).await.unwrap_or_else(|_| {
-            Err(Failure::Unknown(format!("{} did not answer in {:?}", member.endpoint, self.request_timeout)))
+        let result = timeout(patience, request).await.unwrap_or_else(|_| {
+            Err(Failure::Unknown(format!("{} did not answer in {patience:?}", member.endpoint)))
         });
+        if let Err(Failure::SignedOut(_)) = &result {
+            member.sign_in_again().await;
+        }
         match &result {
+            Err(Failure::SignedOut(_)) => {}
             Err(Failure::NotDone(_) | Failure::Unknown(_)) => self.pass_over(member),
             Ok(_) | Err(Failure::LeaseNotFound | Failure::Compacted | Failure::Refused(_)) => {
                 member.failures.store(0, Ordering::Relaxed);
@@ -188,6 +238,29 @@ impl Pool {
             }
         }
         result
+    }
+
+    /// Completes, with the reason, once it is doubtful that a write which was given to `member` is ever answered: the
+    /// member hangs, or the leader changed under it. A proposal that was on its way to a dead leader is lost without a
+    /// word; its caller waits for etcd's own timeout of seconds otherwise.
+    async fn doubt(&self, member: &Member) -> String {
+        let sent_in = member.term();
+        loop {
+            tokio::time::sleep(self.request_timeout / DOUBT_SHARE).await;
+            if member.proving.swap(true, Ordering::AcqRel) {
+                continue;
+            }
+            // Reset also when the write is answered while the proof is under way.
+            let proving = Proving(&member.proving);
+            let proof =
+                timeout(self.request_timeout / PROOF_SHARE, super::EtcdStore::confirm_term(member)).await;
+            drop(proving);
+            match proof {
+                Ok(Ok(term)) if sent_in == 0 || term == sent_in => {}
+                Ok(Ok(_)) => return "the cluster changed its leader".to_owned(),
+                Ok(Err(_)) | Err(_) => return format!("{} hangs, or has no leader", member.endpoint),
+            }
+        }
     }
 
     /// The preferred member, or the next one that is not passed over, or the one that is due soonest.
