@@ -93,22 +93,22 @@ impl Results {
         Ok(())
     }
 
+    /// In the order of the rounds.
     fn values(&self, tunnel: &str, offloads: bool, measure: &str) -> Vec<f64> {
         let wanted = |s: &&Sample| s.tunnel == tunnel && s.offloads == offloads && s.measure == measure;
-        let mut values: Vec<f64> = self.samples.iter().filter(wanted).map(|s| s.value).collect();
-        values.sort_by(f64::total_cmp);
-        values
+        self.samples.iter().filter(wanted).map(|s| s.value).collect()
+    }
+
+    /// How many times as much the tunnel `of` had as `than`: the median over the rounds of the ratio within a round. The
+    /// machine's mood changes from round to round, and both met the same.
+    fn ratio(&self, of: &str, than: &str, offloads: bool, measure: &str) -> Option<f64> {
+        let (of, than) = (self.values(of, offloads, measure), self.values(than, offloads, measure));
+        median(of.iter().zip(&than).map(|(of, than)| of / than).collect())
     }
 
     /// The median of a measure, if there is a sample.
     pub fn median(&self, tunnel: &str, offloads: bool, measure: &str) -> Option<f64> {
-        let values = self.values(tunnel, offloads, measure);
-        let upper = values.get(values.len() / 2)?;
-        Some(if values.len().is_multiple_of(2) {
-            f64::midpoint(values[values.len() / 2 - 1], *upper)
-        } else {
-            *upper
-        })
+        median(self.values(tunnel, offloads, measure))
     }
 
     /// Writes `results.json` and `results.md`; returns the latter's text. `tunnels` orders the columns; the first is
@@ -141,22 +141,21 @@ impl Results {
         let mut table =
             format!("| | {} | runs |\n|---|{}---|\n", tunnels.join(" | "), "---|".repeat(tunnels.len()));
         for Row { measure, title, scale, digits } in ROWS {
-            let own = tunnels.first().and_then(|t| self.median(t, offloads, measure));
             let mut cells = Vec::new();
             for tunnel in tunnels {
-                let median = self.median(tunnel, offloads, measure);
-                cells.push(median.map_or("–".to_owned(), |value| {
-                    let ratio = match own {
-                        Some(own) if *tunnel != tunnels[0] => format!(" ({:.2}×)", own / value),
-                        Some(_) | None => String::new(),
-                    };
-                    format!("{:.digits$}{ratio}", value * scale)
-                }));
-                if let Some(value) = median {
-                    let runs = self.values(tunnel, offloads, measure).len();
-                    medians.push(json!({ "tunnel": tunnel, "offloads": offloads, "measure": measure,
-                        "median": value, "runs": runs, "ratio_of_first": own.map(|own| own / value) }));
-                }
+                let ratio = self.ratio(tunnels[0], tunnel, offloads, measure);
+                let Some(value) = self.median(tunnel, offloads, measure) else {
+                    cells.push("–".to_owned());
+                    continue;
+                };
+                let beside = match ratio {
+                    Some(ratio) if *tunnel != tunnels[0] => format!(" ({ratio:.2}×)"),
+                    Some(_) | None => String::new(),
+                };
+                cells.push(format!("{:.digits$}{beside}", value * scale));
+                let runs = self.values(tunnel, offloads, measure).len();
+                medians.push(json!({ "tunnel": tunnel, "offloads": offloads, "measure": measure,
+                    "median": value, "runs": runs, "ratio_of_first": ratio }));
             }
             if cells.iter().any(|cell| cell != "–") {
                 let runs = tunnels.iter().map(|t| self.values(t, offloads, measure).len());
@@ -173,6 +172,12 @@ impl Results {
     }
 }
 
+fn median(mut values: Vec<f64>) -> Option<f64> {
+    values.sort_by(f64::total_cmp);
+    let (lower, upper) = (values.get((values.len().max(1) - 1) / 2)?, values.get(values.len() / 2)?);
+    Some(f64::midpoint(*lower, *upper))
+}
+
 /// The machine in a line.
 fn machine() -> String {
     let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
@@ -184,4 +189,26 @@ fn machine() -> String {
         model.unwrap_or("unknown CPU"),
         read("/proc/sys/kernel/osrelease").trim()
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_ratio_is_of_the_same_round_and_not_of_the_medians() {
+        let sample = |tunnel: &str, value| Sample {
+            tunnel: tunnel.to_owned(),
+            offloads: true,
+            measure: "tcp_up".to_owned(),
+            value,
+        };
+        // A slow round for both, then two fast ones in which only one of them was lucky.
+        let samples = [("own", 2.0), ("peer", 1.0), ("own", 6.0), ("peer", 3.0), ("own", 6.0), ("peer", 4.0)];
+        let samples = samples.map(|(tunnel, value)| sample(tunnel, value)).to_vec();
+        let results = Results { dir: PathBuf::new(), samples, versions: BTreeMap::new() };
+        assert_eq!(results.median("own", true, "tcp_up"), Some(6.0));
+        assert_eq!(results.ratio("own", "peer", true, "tcp_up"), Some(2.0));
+        assert_eq!(results.ratio("own", "nobody", true, "tcp_up"), None);
+    }
 }
