@@ -11,6 +11,7 @@ use std::time::Duration;
 use jump_crypto::entropy::OsEntropy;
 use jump_crypto::handshake::Suite;
 use jump_session::client::{Client, ClientConfig, Stored, Tuning};
+use jump_session::path::Transport;
 use jump_session::reason::Reason;
 use jump_telemetry::log::LogHandle;
 use jump_telemetry::metrics::{MetricsServer, ServeConfig};
@@ -57,6 +58,8 @@ pub struct UpOptions {
     pub metrics_listen: Option<SocketAddr>,
     /// Changes log levels.
     pub log: LogHandle,
+    /// Transports that may be used, best first. At least one.
+    pub transports: Vec<Transport>,
 }
 
 /// The TUN device's MTU before an owner has told one: the IPv6 minimum.
@@ -106,7 +109,7 @@ pub fn up(options: &UpOptions) -> Result<(), Failure> {
     }
     let result = loop {
         // Keys may have been rotated while the last session lived.
-        let client = client(state, &state.profile()?, &options.gateways, stored)?;
+        let client = client(state, &state.profile()?, &options.gateways, &options.transports, stored)?;
         match tunnel.run(client)? {
             Ended::Stopped => break Ok(()),
             Ended::Terminated { reason: Reason::ClientClosed, .. } => break Ok(()),
@@ -130,6 +133,7 @@ fn client(
     state: &StateDir,
     profile: &Profile,
     gateways: &[SocketAddr],
+    transports: &[Transport],
     stored: Stored,
 ) -> Result<Client, Failure> {
     let gateways = if gateways.is_empty() { profile.gateways.clone() } else { gateways.to_vec() };
@@ -146,6 +150,7 @@ fn client(
         key_set: profile.key_set_serial,
         gateways,
         suite: Suite::preferred(),
+        transports: transports.to_vec(),
         tuning: Tuning::default(),
     };
     let entropy =

@@ -11,6 +11,7 @@ use jump_crypto::key_set::KeySetClaims;
 use jump_crypto::keys::{ClusterPublic, DeviceSecret, GrantVerifier};
 use jump_session::client::Stored;
 use jump_session::ids::{AttachSeq, Epoch};
+use jump_session::path::{Door, Transport};
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
@@ -61,6 +62,40 @@ struct SessionFile {
     attach_seq: u64,
     inner_addresses: Vec<IpAddr>,
     roster: Vec<SocketAddr>,
+    #[serde(default)]
+    doors: Vec<DoorFile>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct DoorFile {
+    #[serde(with = "transport_name")]
+    transport: Transport,
+    port: u16,
+}
+
+impl From<Door> for DoorFile {
+    fn from(Door { transport, port }: Door) -> Self {
+        Self { transport, port }
+    }
+}
+
+impl From<DoorFile> for Door {
+    fn from(DoorFile { transport, port }: DoorFile) -> Self {
+        Self { transport, port }
+    }
+}
+
+mod transport_name {
+    use jump_session::path::Transport;
+    use serde::{Deserialize as _, Deserializer, Serializer, de::Error as _};
+
+    pub(super) fn serialize<S: Serializer>(transport: &Transport, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_str(transport.name())
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Transport, D::Error> {
+        String::deserialize(from)?.parse().map_err(D::Error::custom)
+    }
 }
 
 /// Held while a process uses the directory.
@@ -295,6 +330,7 @@ impl StateDir {
             attach_seq: AttachSeq(file.attach_seq),
             inner: file.inner_addresses,
             roster: file.roster,
+            doors: file.doors.into_iter().map(Into::into).collect(),
         })
     }
 
@@ -309,6 +345,7 @@ impl StateDir {
             attach_seq: stored.attach_seq.0,
             inner_addresses: stored.inner.clone(),
             roster: stored.roster.clone(),
+            doors: stored.doors.iter().copied().map(Into::into).collect(),
         };
         let text = serde_json::to_string(&file)
             .map_err(|error| Failure::because(Exit::Failed, "cannot write the session", &error))?;
@@ -407,6 +444,7 @@ mod tests {
             attach_seq: AttachSeq(u64::MAX),
             inner: vec!["10.64.0.2".parse().unwrap(), "fd00::2".parse().unwrap()],
             roster: vec!["192.0.2.1:51820".parse().unwrap()],
+            doors: vec![Door { transport: Transport::Tls, port: 443 }],
         };
         state.write_session(&stored).unwrap();
         assert_eq!(state.session().unwrap(), stored);

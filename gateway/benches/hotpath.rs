@@ -50,7 +50,7 @@ struct Memory {
 }
 
 impl Wire for Memory {
-    fn to_client(&mut self, _: SocketAddr, len: usize) -> &mut [u8] {
+    fn to_client(&mut self, _: jump_session::path::Path, len: usize) -> &mut [u8] {
         &mut self.slot[..len]
     }
     fn cancel_client(&mut self) {}

@@ -23,6 +23,7 @@ use fixture::{Device, Fixture, tick, udp_packet};
 use jump_crypto::handshake::Suite;
 use jump_crypto::record::OVERHEAD;
 use jump_gateway::dataplane::{Count, DataPlane, DropReason, Tick, Wire};
+use jump_session::path::Path;
 use jump_transport::poll::{Waker, wait};
 use jump_transport::tun::{Tun, TunOptions, TunSendBatch};
 use jump_transport::udp::{ReceiveBuffers, SendBatch, UdpOptions, UdpSocket};
@@ -71,8 +72,8 @@ struct Output<'a> {
 }
 
 impl Wire for Output<'_> {
-    fn to_client(&mut self, destination: SocketAddr, len: usize) -> &mut [u8] {
-        self.clients.slot(self.socket, destination, len)
+    fn to_client(&mut self, path: Path, len: usize) -> &mut [u8] {
+        self.clients.slot(self.socket, path.peer, len)
     }
     fn cancel_client(&mut self) {
         self.clients.cancel();
@@ -272,7 +273,7 @@ unsafe impl GlobalAlloc for Counting {
 struct Discard(Vec<u8>);
 
 impl Wire for Discard {
-    fn to_client(&mut self, _: SocketAddr, len: usize) -> &mut [u8] {
+    fn to_client(&mut self, _: Path, len: usize) -> &mut [u8] {
         &mut self.0[..len]
     }
     fn cancel_client(&mut self) {}

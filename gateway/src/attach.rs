@@ -155,6 +155,7 @@ fn read_accepted(context: &Context, accepted: &Accepted) -> Option<Activation> {
         expires_in,
         lease: context.lease_ttl,
         roster: context.roster.load().list(ROSTER_MAX),
+        doors: context.doors.clone(),
         correlation,
         switches_per_minute_max: u16::try_from(policy.switches_per_minute_max).unwrap_or(u16::MAX),
         switch_cooldown: duration(policy.switch_cooldown.as_ref()),
@@ -169,6 +170,7 @@ fn read_accepted(context: &Context, accepted: &Accepted) -> Option<Activation> {
         expires: boottime_nanos().saturating_add(u64::try_from(expires_in.as_nanos()).unwrap_or(u64::MAX)),
         idle_transport_max: if idle.is_zero() { Duration::from_secs(120) } else { idle },
         switches_per_minute_max: policy.switches_per_minute_max,
+        switch_cooldown: duration(policy.switch_cooldown.as_ref()),
         allowed,
         result,
     })

@@ -37,7 +37,7 @@ pub(crate) fn draining(node: &NodeId, sessions: usize) {
 
 /// The data plane says that something happened to a session.
 pub(crate) fn noted(node: &NodeId, note: &Note) {
-    let udp = |client| Path { transport: "udp", client };
+    let told = |path: jump_session::path::Path| Path { transport: path.transport.name(), client: path.peer };
     let of = |action| Event::session(action, note.session);
     let event = match &note.what {
         What::Activated => of(SessionAction::Activated),
@@ -48,12 +48,12 @@ pub(crate) fn noted(node: &NodeId, note: &Note) {
                 .reason(*reason)
                 .states(from.name(), to.name())
         }
-        What::Moved(from, to, binding) => of(SessionAction::PathSwitched)
-            .reason(Reason::PathValidated)
+        What::Moved(from, to, binding, reason) => of(SessionAction::PathSwitched)
+            .reason(*reason)
             .binding(*binding)
-            .paths(Some(udp(*from)), Some(udp(*to))),
+            .paths(Some(told(*from)), Some(told(*to))),
         What::MoveRefused(to, reason) => {
-            of(SessionAction::PathRejected).reason(*reason).paths(None, Some(udp(*to)))
+            of(SessionAction::PathRejected).reason(*reason).paths(None, Some(told(*to)))
         }
     };
     emit(event.correlation(note.correlation).epoch(note.epoch).on_node(node));

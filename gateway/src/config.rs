@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 use jump_crypto::ids::NodeId;
+use jump_session::path::{Door, Transport};
 use jump_telemetry::log::Format;
 use jump_telemetry::settings::Observability;
 
@@ -24,6 +25,8 @@ pub struct Config {
     pub listen: SocketAddr,
     /// Where clients reach it.
     pub advertise: Vec<SocketAddr>,
+    /// The clients' ways in besides UDP.
+    pub doorways: Vec<Doorway>,
     /// The gateways' socket.
     pub mesh_listen: SocketAddr,
     /// Where other gateways reach it.
@@ -63,6 +66,24 @@ pub struct Tls {
     pub certificate: PathBuf,
     /// Its private key, PEM.
     pub key: PathBuf,
+}
+
+/// A way in besides UDP.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Doorway {
+    /// TCP, TLS or QUIC.
+    pub transport: Transport,
+    /// The socket.
+    pub listen: SocketAddr,
+    /// The port that clients find it at.
+    pub port: u16,
+}
+
+impl Doorway {
+    /// What clients are told of it.
+    pub fn door(&self) -> Door {
+        Door { transport: self.transport, port: self.port }
+    }
 }
 
 /// The TUN device.
@@ -128,6 +149,7 @@ impl Config {
             "an address such as 127.0.0.1:9090",
             SocketAddr::from((Ipv4Addr::LOCALHOST, 9090)),
         );
+        let doorways = doorways(settings, listen);
         let advertise = advertised(settings, "advertise", "listen", listen);
         let mesh_advertise = advertised(settings, "mesh_advertise", "mesh_listen", mesh_listen);
         let control = control_endpoints(settings);
@@ -175,6 +197,7 @@ impl Config {
             node: node?,
             listen,
             advertise: advertise?,
+            doorways,
             mesh_listen,
             mesh_advertise: mesh_advertise?.first().copied()?,
             metrics_listen,
@@ -220,6 +243,43 @@ fn limits(settings: &mut Settings) -> Limits {
         "limits.sessions_max, limits.handshakes_max and limits.claims_max together must not exceed 131071",
     );
     limits
+}
+
+/// The ways in besides UDP. TCP shares the number of the UDP port; QUIC, which needs a UDP port of its own, is two
+/// numbers above it (the mesh is between); TLS is off.
+fn doorways(settings: &mut Settings, listen: SocketAddr) -> Vec<Doorway> {
+    let above = |n| Some(SocketAddr::new(listen.ip(), listen.port().checked_add(n)?));
+    [
+        (Transport::Quic, "transports.quic", "transports.quic_port", above(2)),
+        (Transport::Tcp, "transports.tcp", "transports.tcp_port", above(0)),
+        (Transport::Tls, "transports.tls", "transports.tls_port", None),
+    ]
+    .into_iter()
+    .filter_map(|(transport, key, port_key, default)| {
+        let given: Option<Listen> = settings.optional(key, "off, or an address such as 0.0.0.0:443");
+        let listen = match given {
+            None => default?,
+            Some(Listen::Off) => return None,
+            Some(Listen::At(address)) => address,
+        };
+        let port = settings.or(port_key, "a port from 1 to 65535", listen.port());
+        Some(Doorway { transport, listen, port })
+    })
+    .collect()
+}
+
+/// An address to listen on, or none.
+enum Listen {
+    Off,
+    At(SocketAddr),
+}
+
+impl std::str::FromStr for Listen {
+    type Err = std::net::AddrParseError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        if text == "off" { Ok(Self::Off) } else { text.parse().map(Self::At) }
+    }
 }
 
 /// The advertised addresses; by default the one that is listened on, if it names a host.
@@ -329,6 +389,21 @@ mod tests {
         ] {
             assert!(errors.contains(part), "{part} is not in:\n{errors}");
         }
+    }
+
+    #[test]
+    fn every_other_transport_is_told_where_to_listen_or_to_be_off() {
+        let doorways = |more: &str| {
+            let doorways = load(&format!("{WHOLE}{more}")).unwrap().doorways;
+            doorways.iter().map(|d| format!("{} {} {}", d.transport, d.listen, d.port)).collect::<Vec<_>>()
+        };
+        assert_eq!(doorways(""), ["quic 192.0.2.1:51822 51822", "tcp 192.0.2.1:51820 51820"]);
+        assert_eq!(doorways("[transports]\nquic = \"off\"\ntcp = \"off\""), [""; 0]);
+        assert_eq!(
+            doorways("[transports]\nquic = \"[::]:443\"\ntcp = \"off\"\ntls = \"[::]:4443\"\ntls_port = 443"),
+            ["quic [::]:443 443", "tls [::]:4443 443"]
+        );
+        assert!(load(&format!("{WHOLE}[transports]\ntcp = \"on\"")).unwrap_err().contains("transports.tcp"));
     }
 
     #[test]

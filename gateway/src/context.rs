@@ -8,6 +8,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use jump_crypto::handshake::Responder;
 use jump_crypto::ids::{Epoch, Incarnation, NodeId, SessionId};
+use jump_session::path::Door;
 use jump_transport::poll::Waker;
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
@@ -148,6 +149,8 @@ pub struct Context {
     pub responder: Arc<RwLock<Responder>>,
     /// The other gateways.
     pub roster: ArcSwap<Roster>,
+    /// Where clients find the other transports.
+    pub doors: Vec<Door>,
     /// Time to live of the node's lease.
     pub lease_ttl: Duration,
     /// True while an operator drains this node.

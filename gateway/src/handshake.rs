@@ -30,7 +30,7 @@ pub fn answer_inits(
     let mut recent = RecentInits::new();
     while let Ok(job) = jobs.recv() {
         let index = job.index;
-        let replayed = recent.is_replay(&job.datagram[..], job.source, boottime_nanos());
+        let replayed = recent.is_replay(&job.datagram[..], job.source.peer, boottime_nanos());
         let answer = if replayed { None } else { answer(job, responder, roster, &mut entropy) };
         let command = match answer {
             Some(answered) => Command::Answered(Box::new(answered)),

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use jump_session::path::Transport;
 use jump_telemetry::metrics::{Kind, LATENCY_BUCKETS, MetricDef, Unit, before_scrape};
 use jump_transport::clock::boottime_nanos;
 use tokio::sync::mpsc;
@@ -84,6 +85,22 @@ pub const EVENTS: MetricDef = MetricDef {
     help: "What the data plane did besides forwarding.",
     labels: &["event"],
 };
+/// Datagrams by TCP, TLS and QUIC.
+pub const DOORS: MetricDef = MetricDef {
+    name: "jump_gateway_door_datagrams_total",
+    kind: Kind::Counter,
+    unit: Unit::Count,
+    help: "Datagrams from and to clients by TCP, TLS and QUIC; dropped ones found a full queue.",
+    labels: &["transport", "direction"],
+};
+/// Connections turned away.
+pub const DOORS_REFUSED: MetricDef = MetricDef {
+    name: "jump_gateway_door_connections_refused_total",
+    kind: Kind::Counter,
+    unit: Unit::Count,
+    help: "Connections of clients turned away because there were too many.",
+    labels: &["transport"],
+};
 /// Outcomes of claims.
 pub const ATTACH: MetricDef = MetricDef {
     name: "jump_gateway_attach_total",
@@ -139,6 +156,8 @@ pub const ALL: &[MetricDef] = &[
     PACKETS,
     BYTES,
     EVENTS,
+    DOORS,
+    DOORS_REFUSED,
     ATTACH,
     ATTACH_SECONDS,
     RENEWALS,
@@ -160,6 +179,15 @@ pub fn publish(shared: Arc<Shared>, guard: Guard) {
         MESH_LINKS.gauge(&[]).set(shared.links.load(Relaxed) as f64);
         AUTHORITY.gauge(&[]).set(guard.deadline().saturating_sub(boottime_nanos()) as f64 / 1e9);
         GUARD.gauge(&[]).set(f64::from(u8::from(guard.holds(boottime_nanos()))));
+        for (transport, door) in Transport::ALL.into_iter().zip(&shared.doors).skip(1) {
+            let transport = ("transport", transport.name());
+            for (direction, value) in
+                [("up", &door.received), ("down", &door.sent), ("dropped", &door.dropped)]
+            {
+                DOORS.counter(&[transport, ("direction", direction)]).absolute(value.load(Relaxed));
+            }
+            DOORS_REFUSED.counter(&[transport]).absolute(door.refused.load(Relaxed));
+        }
         let counters = &shared.counters;
         for reason in DropReason::ALL {
             DROPPED.counter(&[("reason", reason.label())]).absolute(counters.dropped(*reason));
@@ -187,6 +215,7 @@ pub fn publish(shared: Arc<Shared>, guard: Guard) {
                 | Count::Hints
                 | Count::PathMoves
                 | Count::PathMovesRefused
+                | Count::Copied
                 | Count::GuardTrips => EVENTS.counter(&[("event", count.label())]).absolute(value),
             }
         }

@@ -14,12 +14,14 @@ use jump_crypto::handshake::Responder;
 use jump_crypto::ids::Incarnation;
 use jump_crypto::mesh::{MeshEnd, MeshSecret};
 use jump_session::ownership::Authority;
+use jump_session::path::Transport;
 use jump_session::reason::Reason;
 use jump_telemetry::metrics::{ServeConfig, ServeError, serve};
 use jump_transport::clock::boottime_nanos;
 use jump_transport::poll::Waker;
 use jump_transport::tun::{Tun, add_route};
 use jump_transport::udp::{UdpOptions, UdpSocket};
+use tokio::runtime::Handle;
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -27,9 +29,10 @@ use uuid::Uuid;
 use crate::attach::{Claims, release};
 use crate::audit::{self, Security};
 use crate::bindings::{Directory, follow};
-use crate::config::Config;
+use crate::config::{Config, Doorway};
 use crate::context::{Context, Ending, Orders, Roster};
 use crate::control::{ConnectError, Control};
+use crate::dataplane::doors::Doors;
 use crate::dataplane::engine::{Engine, Shared, Sockets};
 use crate::dataplane::{COMMANDS_MAX, DataPlane, EVENTS_MAX, Event, INITS_MAX, Note, Setup, What};
 use crate::drain;
@@ -57,6 +60,16 @@ pub enum WorkerError {
         address: SocketAddr,
         /// The setting that names it.
         setting: &'static str,
+        /// The system's error.
+        source: io::Error,
+    },
+    /// The socket of another transport cannot be opened.
+    #[error("cannot listen on {address} ({transport}, setting transports.{transport}; \"off\" does without): {}", listen_advice(.source))]
+    Door {
+        /// The transport.
+        transport: Transport,
+        /// The address.
+        address: SocketAddr,
         /// The system's error.
         source: io::Error,
     },
@@ -95,6 +108,7 @@ impl WorkerError {
             Self::Identity(_)
             | Self::Connect(_)
             | Self::Listen { .. }
+            | Self::Door { .. }
             | Self::Metrics { .. }
             | Self::Register(_)
             | Self::Times(_)
@@ -141,6 +155,15 @@ pub async fn run(
     let control = Control::new(&config.control, &tls)?;
     let clients = bind(&config, config.listen, "listen")?;
     let mesh = bind(&config, config.mesh_listen, "mesh_listen")?;
+    let waker = Waker::new()?;
+    let mut doors = Doors::default();
+    for doorway in &config.doorways {
+        doors.open(doorway, &Handle::current(), waker.clone()).map_err(|source| WorkerError::Door {
+            transport: doorway.transport,
+            address: doorway.listen,
+            source,
+        })?;
+    }
     let (guard, shared) = (Guard::default(), Arc::new(Shared::default()));
     let (readiness, dataplane_runs) = (Arc::new(Readiness::default()), Arc::new(AtomicBool::new(false)));
     let _metrics = serve_metrics(&config, &guard, &shared, &readiness).await?;
@@ -165,7 +188,6 @@ pub async fn run(
     let routed = route_pools(&config, &registration, tun.index()).await;
     readiness.routed.store(routed, Ordering::Release);
 
-    let waker = Waker::new()?;
     let (orders, commands) = mpsc::channel(COMMANDS_MAX);
     let orders = Orders::new(orders, waker.clone());
     let (events, mut news) = mpsc::channel(EVENTS_MAX);
@@ -187,6 +209,7 @@ pub async fn run(
         shared: Arc::clone(&shared),
         responder: Arc::clone(&responder),
         roster: arc_swap::ArcSwap::from_pointee(Roster { others: vec![], own: config.advertise.clone() }),
+        doors: config.doorways.iter().map(Doorway::door).collect(),
         lease_ttl: lease.ttl,
         operator_drain: Arc::clone(&readiness.operator_drain),
         terminating: AtomicBool::new(false),
@@ -207,7 +230,7 @@ pub async fn run(
     });
     let sockets = Sockets { clients, mesh, tun };
     let engine =
-        Engine { plane, sockets, commands, waker, guard: guard.clone(), shared: Arc::clone(&shared) };
+        Engine { plane, sockets, doors, commands, waker, guard: guard.clone(), shared: Arc::clone(&shared) };
     let mut ended = start_data_plane(engine)?;
     let ending = Ending::new(guard.clone(), orders.clone());
     dataplane_runs.store(true, Ordering::Release);
@@ -390,8 +413,8 @@ fn log(note: &Note) {
         What::Changed(from, to, reason) => {
             tracing::info!(%session, %correlation, epoch, %reason, from = from.name(), to = to.name(), "state changed");
         }
-        What::Moved(from, to, binding) => {
-            tracing::info!(%session, %correlation, epoch, reason = %Reason::PathValidated, %from, %to, binding = binding.0, "endpoint moved");
+        What::Moved(from, to, binding, reason) => {
+            tracing::info!(%session, %correlation, epoch, %reason, %from, %to, binding = binding.0, "endpoint moved");
         }
         What::MoveRefused(to, reason) => {
             tracing::info!(%session, %correlation, epoch, %reason, %to, "endpoint not moved");

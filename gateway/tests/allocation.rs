@@ -49,8 +49,8 @@ struct SocketWire {
 }
 
 impl Wire for SocketWire {
-    fn to_client(&mut self, destination: SocketAddr, len: usize) -> &mut [u8] {
-        self.clients.slot(&self.socket, destination, len)
+    fn to_client(&mut self, path: jump_session::path::Path, len: usize) -> &mut [u8] {
+        self.clients.slot(&self.socket, path.peer, len)
     }
     fn cancel_client(&mut self) {
         self.clients.cancel();

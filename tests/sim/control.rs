@@ -224,6 +224,7 @@ impl World {
             expires_in: policy.session_lifetime,
             lease: std::time::Duration::from_nanos(TTL),
             roster: self.gateways.iter().map(|gateway| gateway.address).collect(),
+            doors: Vec::new(),
             correlation: record.correlation,
             switches_per_minute_max: 20,
             switch_cooldown: policy.switch_cooldown,

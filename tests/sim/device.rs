@@ -12,6 +12,7 @@ use jump_session::client::{
 };
 use jump_session::ids::{Epoch, SessionId};
 use jump_session::ownership::Owner;
+use jump_session::path::Transport;
 use jump_session::reason::Reason;
 
 use crate::event::{Event, Route};
@@ -79,6 +80,7 @@ impl Device {
             key_set: 0,
             gateways: self.gateways.clone(),
             suite: Suite::ChaChaPolyBlake2s,
+            transports: vec![Transport::Udp],
             tuning: Tuning { rekey_after: Duration::from_secs(7), ..Tuning::default() },
         }
     }
@@ -168,7 +170,7 @@ impl World {
 
     fn client_event(&mut self, event: News) {
         match event {
-            News::OpenPath { path, gateway } => self.device.open_port(path, gateway),
+            News::OpenPath { path, gateway, .. } => self.device.open_port(path, gateway),
             News::ClosePath { path } => {
                 if let Some((_, port)) = self.device.paths.remove(&path) {
                     self.device.ports.remove(&port);
@@ -202,8 +204,12 @@ impl World {
             News::Terminated { reason } => panic!("G4: the session was lost: {reason}"),
             News::Untrusted { error, .. } => panic!("an honest gateway was not believed: {error}"),
             News::NoEntropy(error) => panic!("{error}"),
-            News::Attempted { .. } | News::FirstByte { .. } | News::Rekeyed { .. } | News::KeysChanged(_) => {
-            }
+            News::PathChanged { .. }
+            | News::Bound { .. }
+            | News::Attempted { .. }
+            | News::FirstByte { .. }
+            | News::Rekeyed { .. }
+            | News::KeysChanged(_) => {}
         }
     }
 

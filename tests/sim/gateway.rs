@@ -15,6 +15,7 @@ use jump_gateway::dataplane::{
 use jump_session::frame::AttachResult;
 use jump_session::ids::{Epoch, Incarnation, NodeId, SessionId};
 use jump_session::ownership::{AttachRequest, Authority, Change, Owner, Phase, SessionRecord};
+use jump_session::path::Path;
 use jump_session::reason::Reason;
 
 use crate::control::{Answer, Call, Claim, unavailable};
@@ -32,8 +33,8 @@ pub(crate) struct Output {
 }
 
 impl Wire for Output {
-    fn to_client(&mut self, destination: SocketAddr, len: usize) -> &mut [u8] {
-        self.clients.push((destination, vec![0; len]));
+    fn to_client(&mut self, path: Path, len: usize) -> &mut [u8] {
+        self.clients.push((path.peer, vec![0; len]));
         &mut self.clients.last_mut().expect("just pushed").1
     }
 
@@ -299,6 +300,7 @@ impl World {
             expires: self.gateways[at].clock(self.now) + lifetime,
             idle_transport_max: policy.idle_transport_max,
             switches_per_minute_max: policy.switches_per_minute_max,
+            switch_cooldown: policy.switch_cooldown,
             allowed: Vec::new(),
             result,
         }

@@ -12,6 +12,7 @@ use jump_client::failure::{Exit, Failure, exit_with};
 use jump_client::output::{self, Output};
 use jump_client::rotate;
 use jump_client::state_dir::{self, StateDir};
+use jump_session::path::Transport;
 use jump_telemetry::log::{Format, LogConfig, LogGuard};
 use jump_telemetry::settings::{Observability, Overrides};
 use jump_telemetry::trace::TraceConfig;
@@ -97,6 +98,16 @@ enum Command {
         #[arg(long, value_name = "ADDRESS")]
         gateway: Vec<SocketAddr>,
 
+        /// Transports that may be used
+        #[arg(
+            long,
+            env = "JUMP_TRANSPORTS",
+            value_name = "LIST",
+            value_delimiter = ',',
+            default_value = "udp,quic,tcp,tls"
+        )]
+        transports: Vec<Transport>,
+
         /// Go on in the background once attached
         #[arg(long)]
         daemon: bool,
@@ -144,7 +155,15 @@ fn run(arguments: Arguments) -> Result<(), Failure> {
         }
         Command::Up { daemon: true, .. } => go_to_background(&state, arguments.output),
         Command::Up {
-            interface, events, gateway, detached, telemetry, audit_file, metrics_listen, ..
+            interface,
+            events,
+            gateway,
+            transports,
+            detached,
+            telemetry,
+            audit_file,
+            metrics_listen,
+            ..
         } => {
             if *detached {
                 // The process leads no group yet, so this cannot fail; if it did, it would only end with its terminal.
@@ -159,11 +178,15 @@ fn run(arguments: Arguments) -> Result<(), Failure> {
             if arguments.output == Output::Json || *detached {
                 events.push(PathBuf::from("-"));
             }
+            let mut transports = transports.clone();
+            transports.sort_unstable();
+            transports.dedup();
             let options = UpOptions {
                 state,
                 interface: interface.clone(),
                 events,
                 gateways: gateway.clone(),
+                transports,
                 metrics_listen: *metrics_listen,
                 log: log.handle(),
             };

@@ -3,7 +3,7 @@
 use std::time::{Duration, SystemTime};
 
 use jump_session::client::{Attached, Event as News, Status};
-use jump_session::ids::DeviceKey;
+use jump_session::ids::{Binding, DeviceKey};
 use jump_session::reason::Reason;
 use jump_telemetry::audit::{Actor, Event, Identity, RecoveryDurations, SecurityAction, SessionAction, emit};
 use jump_telemetry::recovery;
@@ -47,6 +47,12 @@ impl Teller {
                     event.reason(*reason).states(from.code(), to.code())
                 });
             }
+            News::PathChanged { from, to, reason, .. } => {
+                self.session(SessionAction::PathSwitched, status, |event| {
+                    event.reason(*reason).binding(Binding(status.binding)).detail(format!("{from} to {to}"))
+                });
+            }
+            News::Bound { .. } => {}
             News::Attempted { gateway, attach_seq, reason, .. } => {
                 self.session(SessionAction::ReattachStarted, status, |event| {
                     event.reason(*reason).detail(format!("attempt {} at {gateway}", attach_seq.0))

@@ -12,6 +12,7 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use jump_session::client::{Attached, Event, Status};
+use jump_session::reason::Reason;
 use serde_json::{Map, Value, json};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
@@ -133,9 +134,22 @@ pub(super) fn line_of(event: &Event, status: &Status) -> Option<(&'static str, V
             json!({ "session_id": session, "epoch": status.epoch.0, "from": from.code(), "to": to.code(),
                     "reason": reason.code() }),
         ),
-        Event::Attempted { gateway, attach_seq, reason, .. } => (
+        Event::PathChanged { from, to, reason, .. } => (
+            "path",
+            json!({ "session_id": session, "epoch": status.epoch.0, "from": from.name(), "to": to.name(),
+                    "reason": reason.code() }),
+        ),
+        Event::Bound { binding, implicit } => {
+            let reason = if *implicit { Reason::NatRebind } else { Reason::PathValidated };
+            (
+                "bound",
+                json!({ "session_id": session, "epoch": status.epoch.0, "binding": binding, "reason": reason.code() }),
+            )
+        }
+        Event::Attempted { gateway, transport, attach_seq, reason, .. } => (
             "attempt",
-            json!({ "session_id": session, "gateway": gateway, "attach_seq": attach_seq.0, "reason": reason.code() }),
+            json!({ "session_id": session, "gateway": gateway, "transport": transport.name(),
+                    "attach_seq": attach_seq.0, "reason": reason.code() }),
         ),
         Event::Attached(attached) => ("attached", attached_fields(attached)),
         Event::FirstByte { epoch, after } => (
@@ -168,6 +182,7 @@ fn attached_fields(attached: &Attached) -> Value {
         "node_id": attached.node.as_str(),
         "incarnation": attached.incarnation.0,
         "gateway": attached.gateway,
+        "transport": attached.transport.name(),
         "reason": attached.reason.code(),
         "born": attached.born,
         "inner_addresses": attached.accepted.inner,

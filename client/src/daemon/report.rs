@@ -41,6 +41,30 @@ pub struct Report {
     pub rtt_ms: Option<f64>,
     /// Mean deviation of it, in milliseconds.
     pub rtt_var_ms: Option<f64>,
+    /// What carries the session: udp, quic, tcp or tls.
+    #[serde(default)]
+    pub transport: Option<String>,
+    /// Paths and transports changed since start, under one owner.
+    #[serde(default)]
+    pub path_changes: u64,
+    /// Mean difference of successive round trips, in milliseconds.
+    #[serde(default)]
+    pub jitter_ms: Option<f64>,
+    /// Share of records lost on the way to the owner and from it, 0 to 1, as both ends' counters tell.
+    #[serde(default)]
+    pub loss_up: f32,
+    #[serde(default)]
+    #[expect(missing_docs, reason = "documented with loss_up")]
+    pub loss_down: f32,
+    /// Bytes of sealed records sent to this owner and received from it.
+    #[serde(default)]
+    pub path_bytes_sent: u64,
+    #[serde(default)]
+    #[expect(missing_docs, reason = "documented with path_bytes_sent")]
+    pub path_bytes_received: u64,
+    /// Other ways that are being tried now.
+    #[serde(default)]
+    pub tried: Vec<Tried>,
     /// Time since the owner was last heard, in milliseconds.
     pub last_received_ms: Option<f64>,
     /// Time since the current owner was accepted, in milliseconds.
@@ -53,6 +77,17 @@ pub struct Report {
     pub traffic: Traffic,
     /// Datagrams dropped, by cause.
     pub drops: DropReport,
+}
+
+/// A way to the owner that is being tried.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Tried {
+    /// What carries it.
+    pub transport: String,
+    /// Challenges answered in a row.
+    pub answers: u8,
+    /// Its round trip, in milliseconds, once known.
+    pub rtt_ms: Option<f64>,
 }
 
 /// Packets and bytes of inner traffic.
@@ -125,6 +160,22 @@ impl Report {
             mtu: around.mtu,
             rtt_ms: status.rtt.map(|rtt| ms(rtt.smoothed)),
             rtt_var_ms: status.rtt.map(|rtt| ms(rtt.variation)),
+            transport: status.transport.map(|transport| transport.to_string()),
+            path_changes: status.path_changes,
+            jitter_ms: status.rtt.map(|rtt| ms(rtt.jitter)),
+            loss_up: status.meter.loss_up,
+            loss_down: status.meter.loss_down,
+            path_bytes_sent: status.meter.bytes_sent,
+            path_bytes_received: status.meter.bytes_received,
+            tried: status
+                .tried
+                .iter()
+                .map(|way| Tried {
+                    transport: way.transport.to_string(),
+                    answers: way.answers,
+                    rtt_ms: way.rtt.map(|rtt| ms(rtt.smoothed)),
+                })
+                .collect(),
             last_received_ms: status.last_received.map(since),
             attached_ms: around.attached_at.map(since),
             attaches: status.attaches,
@@ -144,6 +195,23 @@ impl Report {
                 queue_full: drops.queue_full,
             },
         }
+    }
+
+    fn path_text(&self) -> String {
+        let Some(transport) = &self.transport else { return "-".to_owned() };
+        let round_trip = self.rtt_ms.map_or("round trip unknown".to_owned(), |rtt| {
+            let (var, jitter) = (self.rtt_var_ms.unwrap_or_default(), self.jitter_ms.unwrap_or_default());
+            format!("round trip {rtt:.1} ms (± {var:.1}, jitter {jitter:.1})")
+        });
+        let percent = |loss: f32| loss * 100.0;
+        let tried: Vec<_> = self.tried.iter().map(|way| way.transport.as_str()).collect();
+        let tried = if tried.is_empty() { String::new() } else { format!("; trying {}", tried.join(", ")) };
+        format!(
+            "{transport}, {round_trip}, loss {:.1} % up, {:.1} % down, binding {}{tried}",
+            percent(self.loss_up),
+            percent(self.loss_down),
+            self.binding
+        )
     }
 
     /// The report for people.
@@ -166,7 +234,7 @@ impl Report {
             ("inner address", list(self.inner_addresses.iter().map(ToString::to_string).collect())),
             ("interface", format!("{}, MTU {}", self.interface, self.mtu)),
             ("routes", list(self.routes.clone())),
-            ("round trip", self.rtt_ms.map_or("-".to_owned(), |ms| format!("{ms:.1} ms"))),
+            ("path", self.path_text()),
             ("last heard", heard),
             (
                 "traffic",

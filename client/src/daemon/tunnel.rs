@@ -25,7 +25,7 @@ use super::audit::Teller;
 use super::disk::Disk;
 use super::journal::{Journal, line_of};
 use super::mailbox::Command;
-use super::paths::{Outgoing, Paths, Sent, path_error};
+use super::paths::{News, Outgoing, Path, Paths, Sent, path_error};
 use super::report::{Report, Surroundings, Traffic};
 use super::routes::Configured;
 use crate::failure::{Exit, Failure};
@@ -36,6 +36,8 @@ const TUN_BUDGET: usize = 256;
 const PATHS_MAX: usize = poll::DESCRIPTORS_MAX - 2;
 /// Batched receives per socket and turn.
 const RECEIVES_MAX: usize = 8;
+/// Datagrams and ends of connections taken in per turn.
+const CONNECTION_BUDGET: usize = 512;
 /// Inner packets kept when the machine stops taking them in the middle of a read.
 const HELD_MAX: usize = 256;
 /// A suspend shorter than this is no suspend.
@@ -94,6 +96,7 @@ impl Tunnel {
     ) -> Result<Self, Failure> {
         let network = network_changes()
             .map_err(|error| Failure::because(Exit::Failed, "cannot watch the network", &error))?;
+        let paths = Paths::new(runtime.handle().clone(), waker.clone());
         Ok(Self {
             tun,
             waker,
@@ -104,7 +107,7 @@ impl Tunnel {
             runtime,
             device_name,
             network,
-            paths: Paths::default(),
+            paths,
             outgoing: Outgoing::new(),
             incoming: ReceiveBuffers::new(),
             tun_incoming: TunReceiveBuffers::new(),
@@ -152,10 +155,11 @@ impl Tunnel {
         let mut open = 0;
         {
             let mut descriptors = [self.network.as_fd(); PATHS_MAX + 2];
-            for ((id, path), slot) in self.paths.iter().zip(&mut ids) {
+            let sockets = self.paths.iter().filter_map(|(id, path)| Some((id, path.socket()?)));
+            for ((id, socket), slot) in sockets.zip(&mut ids) {
                 *slot = id;
                 open += 1;
-                descriptors[open] = path.socket.as_fd();
+                descriptors[open] = socket.as_fd();
             }
             descriptors[open + 1] = self.tun.as_fd();
             let watched = open + 1 + usize::from(takes);
@@ -171,6 +175,7 @@ impl Tunnel {
         for (id, _) in ids[..open].iter().zip(&ready[1..]).filter(|(_, ready)| **ready) {
             self.receive(client, *id);
         }
+        self.receive_by_connections(client);
         let written = self.tun_outgoing.flush(&self.tun);
         if written.dropped > 0 {
             debug!(packets = written.dropped, "the interface refused inner packets");
@@ -186,10 +191,10 @@ impl Tunnel {
 
     fn receive(&mut self, client: &mut Client, id: PathId) {
         for _ in 0..RECEIVES_MAX {
-            let Some(path) = self.paths.get(id) else { return };
+            let Some(socket) = self.paths.get(id).and_then(Path::socket) else { return };
             let (tun, out, traffic) = (&self.tun, &mut self.tun_outgoing, &mut self.traffic);
             let now = now();
-            let received = path.socket.receive(&mut self.incoming, &mut |datagram| {
+            let received = socket.receive(&mut self.incoming, &mut |datagram| {
                 if let Some(packet) = client.handle_datagram(now, id, datagram.bytes) {
                     if !apply_outer_ecn(packet, datagram.ecn) {
                         return traffic.congestion_dropped += 1;
@@ -215,6 +220,27 @@ impl Tunnel {
         }
     }
 
+    /// Takes in what came by TCP, TLS and QUIC.
+    fn receive_by_connections(&mut self, client: &mut Client) {
+        let now = now();
+        for _ in 0..CONNECTION_BUDGET {
+            match self.paths.next_news() {
+                Some(News::Datagram(id, mut frame, at)) => {
+                    if let Some(packet) = client.handle_datagram(now, id, frame.bytes_mut()) {
+                        self.traffic.received_packets += 1;
+                        self.traffic.received_bytes += packet.len() as u64;
+                        self.tun_outgoing.push(&self.tun, packet);
+                    }
+                    self.paths.recycle(frame, at);
+                }
+                Some(News::Failed(id, error)) => client.handle_path_error(now, id, error),
+                None => return,
+            }
+        }
+        // More waits: come back without waiting.
+        self.waker.wake();
+    }
+
     /// Seals what waits and sends it.
     fn send(&mut self, client: &mut Client, tun_ready: bool) -> Result<(), Failure> {
         let now = now();
@@ -228,7 +254,7 @@ impl Tunnel {
         {
             let (len, ecn) = (frame.len() - OVERHEAD, ecn_of(&frame[HEADER_LEN..]));
             if let Ok(sealed) = client.seal(now, &mut frame, len) {
-                add(self.outgoing.push(&self.paths, sealed.path, ecn, &frame[..sealed.len]));
+                add(self.outgoing.push(&mut self.paths, sealed.path, ecn, &frame[..sealed.len]));
                 self.traffic.sent_packets += 1;
                 self.traffic.sent_bytes += len as u64;
             }
@@ -236,7 +262,7 @@ impl Tunnel {
         let budget = client.packet_room().min(TUN_BUDGET);
         if tun_ready && budget > 0 {
             let (outgoing, paths, traffic, held) =
-                (&mut self.outgoing, &self.paths, &mut self.traffic, &mut self.held);
+                (&mut self.outgoing, &mut self.paths, &mut self.traffic, &mut self.held);
             let read = self.tun.receive(&mut self.tun_incoming, budget, &mut |frame| {
                 let len = frame.len() - OVERHEAD;
                 if client.packet_room() == 0 {
@@ -258,7 +284,7 @@ impl Tunnel {
                 return Err(Failure::because(Exit::Failed, "the interface is gone", &error));
             }
         }
-        add(self.outgoing.flush(&self.paths));
+        add(self.outgoing.flush(&mut self.paths));
         self.traffic.send_dropped += sent.dropped;
         if let Some(path) = sent.refused {
             client.handle_path_error(now, path, PathError::Refused);
@@ -279,8 +305,7 @@ impl Tunnel {
                 self.handle_event(client, event, &mut ended);
             }
             let Some(transmit) = client.poll_transmit() else { break };
-            let Some(path) = self.paths.get(transmit.path) else { continue };
-            if let Err(error) = path.socket.send(path.gateway, &transmit.datagram)
+            if let Err(error) = self.paths.send(transmit.path, &transmit.datagram)
                 && let Some(kind) = path_error(&error)
             {
                 client.handle_path_error(now(), transmit.path, kind);
@@ -291,9 +316,9 @@ impl Tunnel {
 
     fn handle_event(&mut self, client: &mut Client, event: Event, ended: &mut Option<Reason>) {
         match event {
-            Event::OpenPath { path, gateway } => {
-                if let Err(error) = self.paths.open(path, gateway) {
-                    debug!(%gateway, "no path: {error}");
+            Event::OpenPath { path, gateway, transport, address } => {
+                if let Err(error) = self.paths.open(path, gateway, transport, address) {
+                    debug!(%address, %transport, "no path: {error}");
                     client.handle_path_error(
                         now(),
                         path,
@@ -326,6 +351,9 @@ impl Tunnel {
                 self.source = Paths::source_towards(attached.gateway);
                 self.configure(client, &attached.accepted);
             }
+            Event::PathChanged { from, to, reason, .. } => {
+                info!(reason = reason.code(), %from, %to, "the session goes on over another path");
+            }
             Event::Rejected { gateway, reason, .. } => {
                 let correlation = self.teller.correlation();
                 info!(correlation, %gateway, reason = reason.code(), "the attach was rejected");
@@ -347,11 +375,11 @@ impl Tunnel {
                 self.disk.write_keys(keys);
             }
             Event::NoEntropy(error) => error!("no keys can be made any more: {error}"),
-            Event::Attempted { gateway, attach_seq, attempt, .. } => {
+            Event::Attempted { gateway, transport, attach_seq, attempt, .. } => {
                 let correlation = self.teller.correlation();
-                debug!(correlation, %gateway, %attempt, attach_seq = attach_seq.0, "attempt")
+                debug!(correlation, %gateway, %transport, %attempt, attach_seq = attach_seq.0, "attempt")
             }
-            Event::FirstByte { .. } | Event::Rekeyed { .. } => {}
+            Event::Bound { .. } | Event::FirstByte { .. } | Event::Rekeyed { .. } => {}
         }
     }
 

@@ -22,6 +22,7 @@ use jump_crypto::record::{Content, HEADER_LEN, OVERHEAD};
 
 use crate::frame::{FRAME_LEN_MAX, Frame};
 use crate::ids::{AttemptId, Epoch, ReceiverIndex, SessionId};
+use crate::path::Transport;
 use crate::reason::Reason;
 
 mod campaign;
@@ -37,16 +38,19 @@ mod sequence;
 pub mod state;
 #[cfg(test)]
 mod tests;
+mod ways;
 
 pub use detection::{Patience, RoundTrip};
 pub use event::{
-    Attached, Drops, Event, NetworkChange, Now, PathError, PathId, Status, Stored, Ticket, Timings, Transmit,
+    Attached, Drops, Event, Meter, NetworkChange, Now, PathError, PathId, Status, Stored, Ticket, Timings,
+    Transmit, TriedWay,
 };
 pub use state::{State, Trigger};
 
 use campaign::Campaign;
 use link::{Drain, Link};
 use sequence::Sequence;
+use ways::{Ways, address_of};
 
 /// How many control datagrams may wait for [`Client::poll_transmit`]; more are left out and counted.
 const TRANSMITS_MAX: usize = 64;
@@ -65,6 +69,8 @@ pub struct ClientConfig {
     pub gateways: Vec<SocketAddr>,
     /// Handshake and record suite.
     pub suite: Suite,
+    /// Transports that may be used, best first. At least one.
+    pub transports: Vec<Transport>,
     /// Times and bounds.
     pub tuning: Tuning,
 }
@@ -138,6 +144,9 @@ pub struct Client {
     link: Option<Link>,
     drains: VecDeque<Drain>,
     campaign: Option<Campaign>,
+    ways: Ways,
+    /// The next `Bound` answers a change of path that this side made.
+    binding_expected: bool,
     closing: Option<Closing>,
     recovery: Duration,
     /// When an owner was last heard, or the machine started.
@@ -174,6 +183,8 @@ impl Client {
             binding: 0,
             inner: if stored.session.is_some() { stored.inner } else { Vec::new() },
             roster: stored.roster,
+            ways: Ways::new(stored.doors),
+            binding_expected: false,
             sequence: Sequence::new(stored.attach_seq, stored.session.is_none()),
             ticket: Ticket(0),
             birth_attempt: None,
@@ -223,6 +234,8 @@ impl Client {
                 PathError::Unreachable => Reason::NetworkChanged,
             };
             self.lose_link(now.at, reason);
+        } else if self.probe_failed(path) {
+            // Another way that does not exist; the one in use goes on.
         } else if self.campaign.as_ref().is_some_and(|campaign| campaign.confirms_on(path)) {
             self.fail_confirmation(now.at, self.state_reason);
         } else if let Some(campaign) = &mut self.campaign
@@ -315,7 +328,8 @@ impl Client {
         let campaign = self.campaign.as_ref().and_then(Campaign::timeout);
         let closing = self.closing.as_ref().map(|closing| closing.due);
         let recovery = self.gives_up_at();
-        [link, steady, drain, campaign, closing, recovery].into_iter().flatten().min()
+        let ways = self.ways_timeout();
+        [link, steady, drain, campaign, closing, recovery, ways].into_iter().flatten().min()
     }
 
     /// A snapshot.
@@ -328,6 +342,15 @@ impl Client {
             binding: self.binding,
             owner: self.link.as_ref().map(|link| (link.node.node.clone(), link.gateway)),
             inner: self.inner.clone(),
+            transport: self.link.as_ref().map(|link| link.transport),
+            path_changes: self.ways.switches,
+            meter: self.link.as_ref().map_or_else(Meter::default, |link| link.meter),
+            tried: self
+                .ways
+                .probes
+                .iter()
+                .map(|probe| TriedWay { transport: probe.transport, answers: probe.answers, rtt: probe.rtt })
+                .collect(),
             rtt: self.link.as_ref().and_then(|link| link.detector.rtt()),
             last_received: self.link.as_ref().map(|link| link.detector.last_received()),
             roster: self.roster.clone(),
@@ -344,6 +367,7 @@ impl Client {
             attach_seq: self.sequence.reserved(),
             inner: self.inner.clone(),
             roster: self.roster.clone(),
+            doors: self.ways.doors.clone(),
         }
     }
 
@@ -356,6 +380,7 @@ impl Client {
             self.end_drain();
         }
         self.drive_link(now);
+        self.drive_ways(now.at);
         self.drive_campaign(now);
         self.drive_closing(now.at);
         if self.gives_up_at().is_some_and(|at| at <= now.at) {
@@ -406,6 +431,7 @@ impl Client {
             return;
         }
         self.end_campaign(None);
+        self.end_ways(true);
         if let Some(link) = self.link.take() {
             self.events.push_back(Event::ClosePath { path: link.path });
         }
@@ -422,10 +448,12 @@ impl Client {
         self.terminate(now, Reason::KeyLimitReached);
     }
 
-    fn open_path(&mut self, gateway: SocketAddr) -> PathId {
+    fn open_path(&mut self, gateway: SocketAddr, transport: Transport) -> PathId {
         let path = PathId(self.path_next);
         self.path_next = self.path_next.wrapping_add(1);
-        self.events.push_back(Event::OpenPath { path, gateway });
+        // A transport without a door there is not tried; the fallback keeps this total.
+        let address = address_of(&self.ways.doors, gateway, transport).unwrap_or(gateway);
+        self.events.push_back(Event::OpenPath { path, gateway, transport, address });
         path
     }
 

@@ -10,6 +10,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use crate::ids::{AttachSeq, Epoch, SessionId};
+use crate::path::Door;
 use crate::reason::Reason;
 
 /// The longest encoded frame other than an [`MtuProbe`](Frame::MtuProbe), in bytes.
@@ -22,6 +23,8 @@ pub const MTU_MIN: u16 = 576;
 pub const INNER_MAX: usize = 2;
 /// How many gateway addresses a frame may carry.
 pub const ROSTER_MAX: usize = 16;
+/// How many other transports an `AttachResult` may name.
+pub const DOORS_MAX: usize = 4;
 /// How many routes an `AttachResult` may carry.
 pub const ROUTES_MAX: usize = 32;
 /// How many DNS servers an `AttachResult` may carry.
@@ -39,10 +42,14 @@ pub enum Frame {
         /// Chosen by the sender; unique among its outstanding pings.
         id: u64,
     },
-    /// The answer to a `Ping`.
+    /// The answer to a `Ping` or `MtuProbe`.
     Pong {
         /// The ping's id.
         id: u64,
+        /// Records that the sender has accepted under these keys.
+        received: u64,
+        /// The highest counter among them. What is missing between two pongs was lost on the way to the sender.
+        newest: u64,
     },
     /// Asks the peer to prove that it receives on this path. Not answered by a replay.
     PathChallenge {
@@ -92,6 +99,7 @@ pub enum Frame {
 
 /// The outcome of an attach.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[expect(clippy::large_enum_variant, reason = "frames box it")]
 pub enum AttachResult {
     /// This gateway owns the session.
     Accepted(Accepted),
@@ -131,6 +139,8 @@ pub struct Accepted {
     pub lease: Duration,
     /// Gateways to reattach to, best first. At most [`ROSTER_MAX`].
     pub roster: Vec<SocketAddr>,
+    /// Where else every gateway of the cluster listens, besides the roster's UDP addresses. At most [`DOORS_MAX`].
+    pub doors: Vec<Door>,
     /// Correlation id of the session in logs.
     pub correlation: [u8; 16],
     /// Switches per minute that the policy allows.

@@ -30,10 +30,11 @@ use jump_crypto::record::OVERHEAD;
 
 use crate::frame::Frame;
 use crate::ids::{Binding, Epoch};
+use crate::path::{Path, SwitchRate};
 use crate::reason::Reason;
 
 pub use path::CHALLENGES_MAX;
-use path::{Candidate, SwitchRate};
+use path::Candidate;
 pub use states::{Event, Illegal, Next, State, transition};
 
 /// Nanoseconds of the suspend-counting clock.
@@ -68,14 +69,16 @@ impl Default for Timing {
 pub struct Ownership {
     /// The epoch that this gateway owns.
     pub epoch: Epoch,
-    /// Where the client proved to receive: the address that the `AttachReply` went to.
-    pub path: SocketAddr,
+    /// Where the client proved to receive: the path that the `AttachReply` took.
+    pub path: Path,
     /// When the session ends at the latest.
     pub expires: Nanos,
     /// Longest silence before the owner ends the session.
     pub idle_transport_max: Duration,
     /// Path switches per minute.
     pub switches_per_minute_max: u32,
+    /// Shortest time between two of them.
+    pub switch_cooldown: Duration,
 }
 
 /// Something that the data plane must do.
@@ -84,18 +87,20 @@ pub enum Effect {
     /// Seal this frame and send it there.
     Send {
         /// The destination.
-        to: SocketAddr,
+        to: Path,
         /// The frame.
         frame: Frame,
     },
     /// The session's endpoint moved.
     Moved {
-        /// The old address.
-        from: SocketAddr,
+        /// The old path.
+        from: Path,
         /// The validated new one.
-        to: SocketAddr,
+        to: Path,
         /// The new binding number of the epoch.
         binding: Binding,
+        /// What changed: the transport, the client's address, or only its port.
+        reason: Reason,
     },
     /// The state changed.
     Changed {
@@ -108,9 +113,9 @@ pub enum Effect {
     },
     /// A move of the endpoint was refused; nothing changed.
     MoveRefused {
-        /// The address that was not moved to.
-        to: SocketAddr,
-        /// Why: the switch rate, or no answer on the new path.
+        /// The path that was not moved to.
+        to: Path,
+        /// Why: the switch rate, the cooldown, or no answer on the new path.
         reason: Reason,
     },
     /// Forward nothing more and have control end the session.
@@ -124,11 +129,15 @@ pub enum Effect {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Received {
     /// Where it came from.
-    pub source: SocketAddr,
+    pub source: Path,
+    /// Its counter.
+    pub counter: u64,
     /// As in [`Opened`](jump_crypto::record::Opened): no higher counter was accepted before.
     pub newest: bool,
     /// Its length, in bytes.
     pub len: usize,
+    /// True for a client's `PathChallenge`: it tries a path and does not move to it.
+    pub probes: bool,
 }
 
 /// A frame that a client may not send.
@@ -142,7 +151,7 @@ pub struct GatewaySession {
     state: State,
     epoch: Epoch,
     binding: Binding,
-    path: SocketAddr,
+    path: Path,
     candidate: Option<Box<Candidate>>,
     heard: Nanos,
     next_probe: Nanos,
@@ -150,6 +159,11 @@ pub struct GatewaySession {
     idle_max: Nanos,
     rate: SwitchRate,
     probes: u32,
+    /// When a refused move was last told of.
+    refusal_told: Nanos,
+    /// Records accepted under the present keys, and the highest counter among them.
+    received: u64,
+    newest: u64,
 }
 
 impl GatewaySession {
@@ -165,8 +179,11 @@ impl GatewaySession {
             next_probe: Nanos::MAX,
             expires: ownership.expires,
             idle_max: nanos(ownership.idle_transport_max),
-            rate: SwitchRate::new(ownership.switches_per_minute_max),
+            rate: SwitchRate::new(ownership.switches_per_minute_max, ownership.switch_cooldown),
             probes: 0,
+            refusal_told: 0,
+            received: 0,
+            newest: 0,
         }
     }
 
@@ -191,8 +208,27 @@ impl GatewaySession {
     }
 
     /// Where records for the client go.
-    pub fn path(&self) -> SocketAddr {
+    pub fn path(&self) -> Path {
         self.path
+    }
+
+    /// Where a copy of a sealed inner packet of `len` bytes may go besides [`Self::path`]: to a new path that has not
+    /// proved itself yet, within its budget. The client's replay window drops the second one to arrive.
+    #[inline]
+    pub fn copy_to(&mut self, len: usize) -> Option<Path> {
+        let candidate = self.candidate.as_mut()?;
+        candidate.spend_on_copy(len).then_some(candidate.path)
+    }
+
+    /// Fresh keys are in use: counters start again.
+    pub fn rekeyed(&mut self) {
+        (self.received, self.newest) = (0, 0);
+    }
+
+    /// True while a new path has not proved itself yet.
+    #[inline]
+    pub fn has_candidate(&self) -> bool {
+        self.candidate.is_some()
     }
 
     /// An authenticated record came. Only the newest can begin a move of the endpoint.
@@ -206,11 +242,15 @@ impl GatewaySession {
         out: &mut Vec<Effect>,
     ) {
         self.heard = now;
+        self.received += 1;
+        if record.newest {
+            self.newest = record.counter;
+        }
         if matches!(self.state, State::Volatile | State::Degraded) {
             self.next_probe = Nanos::MAX;
             self.step(Event::Heard, out);
         }
-        if record.source != self.path && record.newest && self.forwards() {
+        if record.newest && record.source != self.path && !record.probes && self.forwards() {
             self.on_new_source(now, record, timing, entropy, out);
         }
     }
@@ -224,11 +264,10 @@ impl GatewaySession {
         out: &mut Vec<Effect>,
     ) {
         match &mut self.candidate {
-            Some(candidate) if candidate.address == source => candidate.credit(len),
+            Some(candidate) if candidate.path == source => candidate.credit(len),
             Some(_) | None => {
-                if !self.rate.allows(now) {
-                    out.push(Effect::MoveRefused { to: source, reason: Reason::SwitchRateExceeded });
-                    return;
+                if !self.rate.allows(Duration::from_nanos(now)) {
+                    return self.refuse_move(now, source, out);
                 }
                 let mut token = [0; 8];
                 // A generator that refuses stops path moves, not the session.
@@ -241,11 +280,19 @@ impl GatewaySession {
         self.challenge(now, timing, out);
     }
 
+    /// Told once a second at most: a client may ask with every packet.
+    fn refuse_move(&mut self, now: Nanos, to: Path, out: &mut Vec<Effect>) {
+        if self.refusal_told == 0 || now >= self.refusal_told.saturating_add(REFUSAL_EVERY) {
+            self.refusal_told = now.max(1);
+            out.push(Effect::MoveRefused { to, reason: Reason::SwitchRateExceeded });
+        }
+    }
+
     fn challenge(&mut self, now: Nanos, timing: &Timing, out: &mut Vec<Effect>) {
         if let Some(candidate) = &mut self.candidate
             && let Some(token) = candidate.challenge(now, nanos(timing.challenge_after))
         {
-            out.push(Effect::Send { to: candidate.address, frame: Frame::PathChallenge { token } });
+            out.push(Effect::Send { to: candidate.path, frame: Frame::PathChallenge { token } });
         }
     }
 
@@ -256,15 +303,20 @@ impl GatewaySession {
     pub fn on_frame(
         &mut self,
         now: Nanos,
-        source: SocketAddr,
+        source: Path,
         frame: &Frame,
         out: &mut Vec<Effect>,
     ) -> Result<(), UnexpectedFrame> {
         match frame {
             Frame::Ping { id } | Frame::MtuProbe { id, .. } => {
-                self.reply(source, Frame::Pong { id: *id }, out)
+                let pong = Frame::Pong { id: *id, received: self.received, newest: self.newest };
+                self.reply(source, pong, out)
             }
-            Frame::PathChallenge { token } => self.reply(source, Frame::PathResponse { token: *token }, out),
+            // As long as the challenge, so that no budget is needed. protocol.md §5.9
+            Frame::PathChallenge { token } if self.forwards() => {
+                out.push(Effect::Send { to: source, frame: Frame::PathResponse { token: *token } });
+            }
+            Frame::PathChallenge { .. } => {}
             Frame::PathResponse { token } => self.on_path_response(now, source, *token, out),
             // Whatever reason it gives: the record must not name one that is an operator's or control's to give.
             Frame::Close { reason: _ } => {
@@ -285,25 +337,26 @@ impl GatewaySession {
 
     /// Answers on the path that the frame came by: freely on the validated one, within the budget on a candidate, not
     /// at all elsewhere.
-    fn reply(&mut self, source: SocketAddr, frame: Frame, out: &mut Vec<Effect>) {
-        const SHORT_FRAME_LEN: usize = 9 + OVERHEAD;
+    fn reply(&mut self, source: Path, frame: Frame, out: &mut Vec<Effect>) {
+        const PONG_LEN: usize = 25 + OVERHEAD;
         let allowed = self.forwards()
             && (source == self.path
-                || self.candidate.as_mut().is_some_and(|c| c.address == source && c.spend(SHORT_FRAME_LEN)));
+                || self.candidate.as_mut().is_some_and(|c| c.path == source && c.spend(PONG_LEN)));
         if allowed {
             out.push(Effect::Send { to: source, frame });
         }
     }
 
-    fn on_path_response(&mut self, now: Nanos, source: SocketAddr, token: [u8; 8], out: &mut Vec<Effect>) {
-        let Some(candidate) = self.candidate.take_if(|c| c.address == source && c.proves(token)) else {
+    fn on_path_response(&mut self, now: Nanos, source: Path, token: [u8; 8], out: &mut Vec<Effect>) {
+        let Some(candidate) = self.candidate.take_if(|c| c.path == source && c.proves(token)) else {
             return;
         };
         let Some(binding) = self.binding.0.checked_add(1) else { return };
-        let from = core::mem::replace(&mut self.path, candidate.address);
+        let from = core::mem::replace(&mut self.path, candidate.path);
         self.binding = Binding(binding);
-        self.rate.spend(now);
-        out.push(Effect::Moved { from, to: source, binding: self.binding });
+        self.rate.spend(Duration::from_nanos(now));
+        let reason = reason_of_move(&from, &source);
+        out.push(Effect::Moved { from, to: source, binding: self.binding, reason });
         out.push(Effect::Send { to: source, frame: Frame::Bound { binding } });
     }
 
@@ -364,7 +417,7 @@ impl GatewaySession {
             out.push(Effect::Send { to: self.path, frame: Frame::Ping { id: u64::from(self.probes) } });
         }
         if let Some(exhausted) = self.candidate.take_if(|c| c.is_exhausted(now)) {
-            out.push(Effect::MoveRefused { to: exhausted.address, reason: Reason::PathReverted });
+            out.push(Effect::MoveRefused { to: exhausted.path, reason: Reason::PathReverted });
         }
         self.challenge(now, timing, out);
     }
@@ -394,6 +447,19 @@ impl GatewaySession {
             }
             Ok(Next::Stay) | Err(Illegal) => false,
         }
+    }
+}
+
+/// A refused move is told of this often at most.
+const REFUSAL_EVERY: Nanos = 1_000_000_000;
+
+fn reason_of_move(from: &Path, to: &Path) -> Reason {
+    if from.transport != to.transport {
+        Reason::TransportChanged
+    } else if from.peer.ip() != to.peer.ip() {
+        Reason::NetworkChanged
+    } else {
+        Reason::NatRebind
     }
 }
 

@@ -8,6 +8,7 @@ pub mod client;
 pub mod frame;
 pub mod gateway;
 pub mod ownership;
+pub mod path;
 pub mod policy;
 pub mod reason;
 

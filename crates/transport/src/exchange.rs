@@ -34,6 +34,9 @@ pub use link::{Frame, Link};
 /// Longest datagram through an exchange, in bytes.
 pub const FRAME_LEN_MAX: usize = 4096;
 
+/// Datagrams of one connection in a row, before the next one gets its turn.
+const TURN_DATAGRAMS: usize = 64;
+
 /// Bounds of an exchange.
 #[derive(Debug, Clone, Copy)]
 pub struct ExchangeLimits {
@@ -61,6 +64,8 @@ pub struct Exchange {
     connections: HashMap<u64, Arc<Connection>>,
     /// The slot that was handed out last.
     pending: Option<(Arc<Connection>, Frame)>,
+    /// The connection that [`Exchange::next_received`] is at, and how many more it may have.
+    turn: Option<(Arc<Connection>, usize)>,
     /// Connections with new datagrams since the last flush.
     dirty: Vec<Arc<Connection>>,
     events: VecDeque<PathEvent>,
@@ -103,6 +108,7 @@ impl Exchange {
             dial,
             connections: HashMap::new(),
             pending: None,
+            turn: None,
             dirty: Vec::with_capacity(limits.connections_max),
             events: VecDeque::new(),
             flushed: Flushed::default(),
@@ -136,6 +142,53 @@ impl Exchange {
         }
     }
 
+    /// As [`Transport::receive`], one datagram at a time, so that the owner can send in between. Give the frame back with
+    /// [`Exchange::recycle`]. `None` when nothing waits; a caller that stops before comes back without waiting.
+    pub fn next_received(&mut self) -> Option<(PathId, Frame)> {
+        loop {
+            let (connection, left) = match self.turn.take() {
+                Some(turn) => turn,
+                None => {
+                    let connection = self.shared.ready.pop()?;
+                    // Before looking: what comes from here on puts the connection on the list again.
+                    connection.scheduled.store(false, Ordering::SeqCst);
+                    self.announce(&connection);
+                    (connection, TURN_DATAGRAMS)
+                }
+            };
+            if left > 0
+                && let Some(frame) = connection.incoming.pop()
+            {
+                connection.incoming_room.notify_one();
+                self.counters.received += 1;
+                let path = connection.path;
+                self.turn = Some((connection, left - 1));
+                return Some((path, frame));
+            }
+            let ended = connection.closed();
+            // Asked after the reason: what came before the end is handed out first.
+            if !connection.incoming.is_empty() {
+                self.shared.schedule(&connection);
+            } else if let Some(reason) = ended {
+                self.forget(connection.path, reason);
+            }
+        }
+    }
+
+    /// Gives a frame back for reuse.
+    pub fn recycle(&self, frame: Frame) {
+        self.shared.recycle(frame);
+    }
+
+    /// Notices that a connection has opened.
+    fn announce(&mut self, connection: &Arc<Connection>) {
+        let path = connection.path;
+        if connection.is_open() && !connection.announced.swap(true, Ordering::Relaxed) {
+            self.connections.insert(path.connection, Arc::clone(connection));
+            self.events.push_back(PathEvent::Opened(path));
+        }
+    }
+
     /// Hands out what waits at one connection and notices its opening and its end. Returns how many, and whether it
     /// must be looked at again.
     fn drain(
@@ -145,10 +198,7 @@ impl Exchange {
         each: &mut dyn FnMut(PathDatagram<'_>),
     ) -> (usize, bool) {
         let path = connection.path;
-        if connection.is_open() && !connection.announced.swap(true, Ordering::Relaxed) {
-            self.connections.insert(path.connection, Arc::clone(connection));
-            self.events.push_back(PathEvent::Opened(path));
-        }
+        self.announce(connection);
         let mut count = 0;
         while count < budget {
             let Some(mut frame) = connection.incoming.pop() else { break };

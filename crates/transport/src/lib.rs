@@ -14,5 +14,6 @@ pub mod quic;
 #[expect(unsafe_code, reason = "batched socket calls and TUN ioctls have no safe wrapper; they are all here")]
 mod sys;
 pub mod tcp;
+pub mod tls;
 pub mod tun;
 pub mod udp;

@@ -72,13 +72,14 @@ impl Connector {
     }
 }
 
-/// A transport that opens paths over QUIC from `local`, as a TLS client of the server `name`. The ALPN of `tls` is
+/// A transport that opens paths over QUIC from `local` (packets marked with `mark`, where given), as a TLS client of the server `name`. The ALPN of `tls` is
 /// replaced by ours. Its tasks run on `runtime`; `waker` wakes the thread that owns the transport.
 ///
 /// # Errors
 /// The system's error; `InvalidInput` when `tls` cannot do QUIC (no TLS 1.3).
 pub fn connector(
     local: SocketAddr,
+    mark: Option<u32>,
     tls: rustls::ClientConfig,
     name: String,
     limits: QuicLimits,
@@ -90,7 +91,7 @@ pub fn connector(
     let crypto = QuicClientConfig::try_from(tls).map_err(invalid)?;
     let mut config = ClientConfig::new(Arc::new(crypto));
     config.transport_config(transport_config(&limits)?);
-    let endpoint = endpoint(local, None, &runtime)?;
+    let endpoint = endpoint(local, mark, None, &runtime)?;
     let local = endpoint.local_addr()?;
     let dialling = endpoint.clone();
     let dial = move |link: Link| {
@@ -121,7 +122,7 @@ pub fn listener(
     let crypto = QuicServerConfig::try_from(tls).map_err(invalid)?;
     let mut config = ServerConfig::with_crypto(Arc::new(crypto));
     config.transport_config(transport_config(&limits)?);
-    let endpoint = endpoint(address, Some(config), runtime)?;
+    let endpoint = endpoint(address, None, Some(config), runtime)?;
     let local = endpoint.local_addr()?;
     let mut exchange = Exchange::new(TransportKind::Quic, Some(local), limits.exchange, waker, None);
     let task = runtime.spawn(accept(endpoint, limits, exchange.acceptor()));
@@ -129,9 +130,18 @@ pub fn listener(
     Ok(exchange)
 }
 
-fn endpoint(local: SocketAddr, config: Option<ServerConfig>, runtime: &Handle) -> io::Result<Endpoint> {
+fn endpoint(
+    local: SocketAddr,
+    mark: Option<u32>,
+    config: Option<ServerConfig>,
+    runtime: &Handle,
+) -> io::Result<Endpoint> {
+    let socket = UdpSocket::bind(local)?;
+    if let Some(mark) = mark {
+        socket2::SockRef::from(&socket).set_mark(mark)?;
+    }
     let _inside = runtime.enter();
-    Endpoint::new(EndpointConfig::default(), config, UdpSocket::bind(local)?, Arc::new(TokioRuntime))
+    Endpoint::new(EndpointConfig::default(), config, socket, Arc::new(TokioRuntime))
 }
 
 fn transport_config(limits: &QuicLimits) -> io::Result<Arc<TransportConfig>> {

@@ -217,7 +217,7 @@ fn quic_suite() -> Suite {
             let limits = QuicLimits::default();
             let name = "gateway.test".to_owned();
             let (exchange, _) =
-                quic::connector(loopback(), client.clone(), name, limits, other.clone(), waker.clone())
+                quic::connector(loopback(), None, client.clone(), name, limits, other.clone(), waker.clone())
                     .unwrap();
             End::new(exchange, waker)
         }),

@@ -23,6 +23,24 @@ pub struct Flags {
     /// Addresses at which clients reach this node, comma-separated [default: the listen address]
     #[arg(long, env = "JUMP_GATEWAY_ADVERTISE", value_name = "VALUE")]
     pub advertise: Option<String>,
+    /// TCP address for clients whose network blocks UDP, or off [default: the listen address]
+    #[arg(long, env = "JUMP_GATEWAY_TRANSPORTS_TCP", value_name = "VALUE")]
+    pub transports_tcp: Option<String>,
+    /// Port at which clients find it [default: its own]
+    #[arg(long, env = "JUMP_GATEWAY_TRANSPORTS_TCP_PORT", value_name = "VALUE")]
+    pub transports_tcp_port: Option<String>,
+    /// The same inside TLS, for networks that let only that through, or off [default: off]
+    #[arg(long, env = "JUMP_GATEWAY_TRANSPORTS_TLS", value_name = "VALUE")]
+    pub transports_tls: Option<String>,
+    /// Port at which clients find it [default: its own]
+    #[arg(long, env = "JUMP_GATEWAY_TRANSPORTS_TLS_PORT", value_name = "VALUE")]
+    pub transports_tls_port: Option<String>,
+    /// QUIC address (UDP) for clients, or off [default: the listen address, its port plus two]
+    #[arg(long, env = "JUMP_GATEWAY_TRANSPORTS_QUIC", value_name = "VALUE")]
+    pub transports_quic: Option<String>,
+    /// Port at which clients find it [default: its own]
+    #[arg(long, env = "JUMP_GATEWAY_TRANSPORTS_QUIC_PORT", value_name = "VALUE")]
+    pub transports_quic_port: Option<String>,
     /// UDP address for other gateways [default: 0.0.0.0:51821]
     #[arg(long, env = "JUMP_GATEWAY_MESH_LISTEN", value_name = "VALUE")]
     pub mesh_listen: Option<String>,
@@ -116,7 +134,7 @@ pub struct Flags {
 }
 
 impl Flags {
-    fn entries(&self) -> [(&'static str, &Option<String>); 30] {
+    fn entries(&self) -> [(&'static str, &Option<String>); 36] {
         [
             ("node", &self.node),
             ("listen", &self.listen),
@@ -128,6 +146,12 @@ impl Flags {
             ("tls.ca", &self.tls_ca),
             ("tls.certificate", &self.tls_certificate),
             ("tls.key", &self.tls_key),
+            ("transports.tcp", &self.transports_tcp),
+            ("transports.tcp_port", &self.transports_tcp_port),
+            ("transports.tls", &self.transports_tls),
+            ("transports.tls_port", &self.transports_tls_port),
+            ("transports.quic", &self.transports_quic),
+            ("transports.quic_port", &self.transports_quic_port),
             ("tun.name", &self.tun_name),
             ("tun.addresses", &self.tun_addresses),
             ("tun.mtu", &self.tun_mtu),
@@ -275,7 +299,7 @@ impl Settings {
         value
     }
 
-    fn optional<T: FromStr>(&mut self, key: &'static str, expected: &str) -> Option<T> {
+    pub(super) fn optional<T: FromStr>(&mut self, key: &'static str, expected: &str) -> Option<T> {
         let items = self.values.get(key).cloned()?;
         match items.as_slice() {
             [item] => self.parse(key, item, expected),

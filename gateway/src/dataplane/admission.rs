@@ -1,10 +1,9 @@
 //! First messages: cheap checks, then a reserved index and the queue to a handshake thread.
 
-use std::net::SocketAddr;
-
 use jump_crypto::cookie::{Admission, COOKIE_REPLY_LEN};
 use jump_crypto::handshake::INIT_LEN;
 use jump_session::gateway::Nanos;
+use jump_session::path::Path;
 
 use super::session::{Entry, Handshake, Stage};
 use super::slab::Rest;
@@ -36,29 +35,23 @@ impl Load {
 
 impl DataPlane {
     /// An `AttachInit` from `source`.
-    pub(super) fn handle_init<W: Wire>(
-        &mut self,
-        tick: Tick,
-        source: SocketAddr,
-        datagram: &[u8],
-        wire: &mut W,
-    ) {
+    pub(super) fn handle_init<W: Wire>(&mut self, tick: Tick, source: Path, datagram: &[u8], wire: &mut W) {
         let Ok(init) = <&[u8; INIT_LEN]>::try_from(datagram) else {
             return self.counters.drop(DropReason::Malformed);
         };
-        let admitted = self.gates.iter().map(|gate| (gate, gate.admit(init, source, tick.unix)));
+        let admitted = self.gates.iter().map(|gate| (gate, gate.admit(init, source.peer, tick.unix)));
         let Some((gate, admission)) = admitted.into_iter().find(|(_, a)| *a != Admission::BadMac) else {
             return self.counters.drop(DropReason::BadMac);
         };
         let loaded = self.load.note(tick.now) > self.limits.cookie_above_per_second
             || self.answered * 2 > self.limits.handshakes_max;
-        let flood = |reason| Suspect { reason, session: None, source, destination: None };
+        let flood = |reason| Suspect { reason, session: None, source: source.peer, destination: None };
         if loaded && admission == Admission::NoCookie {
             self.counters.drop_of(flood(DropReason::NoCookie));
             let mut nonce = [0; 16];
             if self.entropy.fill(&mut nonce).is_ok() {
                 let slot = wire.to_client(source, COOKIE_REPLY_LEN);
-                if gate.cookie_reply(init, source, tick.unix, nonce, slot).is_some() {
+                if gate.cookie_reply(init, source.peer, tick.unix, nonce, slot).is_some() {
                     self.counters.add(Count::Cookies);
                 } else {
                     wire.cancel_client();
@@ -66,7 +59,7 @@ impl DataPlane {
             }
             return;
         }
-        if !self.sources.take(source, tick.now) {
+        if !self.sources.take(source.peer, tick.now) {
             return self.counters.drop_of(flood(DropReason::SourceRate));
         }
         let Ok(local) = self.entries.insert(Entry::Reserved, tick.now) else {

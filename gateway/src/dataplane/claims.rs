@@ -95,6 +95,7 @@ impl DataPlane {
             expires: activation.expires,
             idle_transport_max: activation.idle_transport_max,
             switches_per_minute_max: activation.switches_per_minute_max,
+            switch_cooldown: activation.switch_cooldown,
         };
         let frame = encode(&Frame::AttachResult(Box::new(activation.result)));
         let mut session = Box::new(Session {

@@ -9,6 +9,7 @@ use jump_crypto::handshake::{AttachIntent, Established, INIT_LEN};
 use jump_crypto::ids::{Binding, DeviceKey, Epoch, ReceiverIndex, SessionId};
 use jump_session::frame::AttachResult;
 use jump_session::gateway::{Nanos, State};
+use jump_session::path::Path;
 use jump_session::reason::Reason;
 use tokio::sync::oneshot;
 
@@ -99,7 +100,7 @@ pub struct Answered {
     /// What it asks for.
     pub intent: AttachIntent,
     /// Where the message came from and the reply goes to.
-    pub path: SocketAddr,
+    pub path: Path,
     /// The `AttachReply`.
     pub reply: Box<[u8]>,
     /// A key set that the device does not have yet; it gets it with the result.
@@ -130,6 +131,8 @@ pub struct Activation {
     pub idle_transport_max: std::time::Duration,
     /// Path switches per minute.
     pub switches_per_minute_max: u32,
+    /// Shortest time between two of them.
+    pub switch_cooldown: std::time::Duration,
     /// Destinations that the device may reach; empty for all.
     pub allowed: Vec<IpNet>,
     /// What the client is told.
@@ -208,7 +211,7 @@ pub struct Confirmed {
     /// The binding of the grant.
     pub handshake_hash: [u8; 32],
     /// Where the client is.
-    pub path: SocketAddr,
+    pub path: Path,
 }
 
 /// A change of state worth a log line.
@@ -234,9 +237,9 @@ pub enum What {
     /// The state changed.
     Changed(State, State, Reason),
     /// The endpoint moved.
-    Moved(SocketAddr, SocketAddr, Binding),
+    Moved(Path, Path, Binding, Reason),
     /// A move of the endpoint was refused.
-    MoveRefused(SocketAddr, Reason),
+    MoveRefused(Path, Reason),
 }
 
 /// An admitted `AttachInit` for a handshake thread.
@@ -244,7 +247,7 @@ pub struct InitJob {
     /// The datagram.
     pub datagram: Box<[u8; INIT_LEN]>,
     /// Where it came from.
-    pub source: SocketAddr,
+    pub source: Path,
     /// The reserved index.
     pub index: ReceiverIndex,
     /// Its reattach hint.

@@ -92,6 +92,8 @@ counted! {
         TooLong => "too_long",
         /// The kernel took no more datagrams.
         SocketFull => "socket_full",
+        /// A TCP, TLS or QUIC path was gone or its queue full.
+        DoorFull => "door_full",
         /// The TUN device refused the packet.
         TunRefused => "tun_refused",
     }
@@ -140,6 +142,8 @@ counted! {
         PathMoves => "path_moves",
         /// Moves of an endpoint that were refused.
         PathMovesRefused => "path_moves_refused",
+        /// Packets sent over a path and, within its budget, over one that has not proved itself yet.
+        Copied => "copied",
         /// Times that the authority was found to have run out.
         GuardTrips => "guard_trips",
     }

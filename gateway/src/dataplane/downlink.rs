@@ -3,16 +3,17 @@
 use std::net::IpAddr;
 
 use jump_crypto::ids::SessionId;
-use jump_crypto::record::{Content, RecordHeader};
+use jump_crypto::record::{Content, HEADER_LEN, OVERHEAD, RecordHeader};
 use jump_session::gateway::Nanos;
+use jump_transport::tun::ecn_of;
 
 use super::inner::{self, InnerHeader};
 use super::links::{Kind, SOURCE_LEN, decode_source};
 use super::parking::Packets;
 use super::route::{NodeRef, Target};
-use super::session::Entry;
+use super::session::{Entry, Session};
 use super::uplink::{Arrival, deliver, refusal};
-use super::{Count, DataPlane, DropReason, Place, Tick, Wire, seal_to_client};
+use super::{Count, Counters, DataPlane, DropReason, Place, Tick, Wire, seal_to_client};
 
 impl DataPlane {
     /// A packet of the inner network. The caller has checked the guard for the batch.
@@ -66,8 +67,13 @@ impl DataPlane {
         {
             return self.counters.drop(DropReason::InnerDestination);
         }
-        let path = session.machine.path();
-        if seal_to_client(&mut session.sealing, Content::Packet, path, packet, wire, &mut self.counters) {
+        let sent = if session.machine.has_candidate() {
+            seal_to_both(session, packet, wire, &mut self.counters)
+        } else {
+            let path = session.machine.path();
+            seal_to_client(&mut session.sealing, Content::Packet, path, packet, wire, &mut self.counters)
+        };
+        if sent {
             self.counters.add(Count::PacketsDown);
             self.counters.add_many(Count::BytesDown, packet.len() as u64);
             session.traffic.packets_down += 1;
@@ -106,7 +112,7 @@ impl DataPlane {
                 Some((source, record)) => match decode_source(source) {
                     Some(source) => {
                         self.counters.add(Count::StraysIn);
-                        self.handle_record(tick, source, record, Arrival::Relayed, wire);
+                        self.handle_record(tick, source.into(), record, Arrival::Relayed, wire);
                     }
                     None => self.counters.drop(DropReason::Malformed),
                 },
@@ -219,3 +225,34 @@ impl DataPlane {
         self.by_session.get(&session).copied()
     }
 }
+
+/// Seals a packet to a client whose new path has not proved itself yet: to the old path, and the same record to the new
+/// one within its budget. Whichever the client receives first counts; a replay window drops the other.
+fn seal_to_both<W: Wire>(
+    session: &mut Session,
+    packet: &[u8],
+    wire: &mut W,
+    counters: &mut Counters,
+) -> bool {
+    let (old, len) = (session.machine.path(), packet.len() + OVERHEAD);
+    let copy = (len <= COPY_LEN_MAX).then(|| session.machine.copy_to(len)).flatten();
+    let Some(new) = copy else {
+        return seal_to_client(&mut session.sealing, Content::Packet, old, packet, wire, counters);
+    };
+    let mut record = [0; COPY_LEN_MAX];
+    let record = &mut record[..len];
+    record[HEADER_LEN..HEADER_LEN + packet.len()].copy_from_slice(packet);
+    if session.sealing.seal(Content::Packet, record, packet.len()).is_err() {
+        counters.drop(DropReason::SealLimit);
+        return false;
+    }
+    for path in [old, new] {
+        wire.mark_next(ecn_of(packet));
+        wire.to_client(path, len).copy_from_slice(record);
+    }
+    counters.add(Count::Copied);
+    true
+}
+
+/// The longest record that is sent over two paths, in bytes.
+const COPY_LEN_MAX: usize = 2048;

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
 use jump_session::gateway::Nanos;
+use jump_session::path::{Path, Transport};
 use jump_transport::batch::{Datagram, HEADROOM, TAILROOM};
 use jump_transport::clock::boottime_nanos;
 use jump_transport::poll::{Waker, wait};
@@ -14,6 +15,7 @@ use jump_transport::tun::{Tun, TunReceiveBuffers, TunSendBatch};
 use jump_transport::udp::{ReceiveBuffers, Route, SendBatch, UdpSocket};
 use tokio::sync::{mpsc, oneshot};
 
+use super::doors::Doors;
 use super::orders::After;
 use super::{Command, Count, DataPlane, DropReason, SharedCounters, Tick, Wire};
 use crate::lease::Guard;
@@ -22,6 +24,8 @@ use crate::lease::Guard;
 const BATCHES_MAX: usize = 4;
 /// Packets of the TUN device in a row.
 const TUN_BUDGET: usize = 256;
+/// Datagrams of one door in a row.
+const DOOR_BUDGET: usize = 256;
 /// Orders in a row.
 const COMMANDS_BUDGET: usize = 64;
 /// Longest wait: the thread shows that it is alive at least this often.
@@ -42,6 +46,21 @@ pub struct Shared {
     pub links: AtomicU64,
     /// Everything counted.
     pub counters: SharedCounters,
+    /// What each of the ways in besides UDP counted, in the order of [`Transport::ALL`].
+    pub doors: [DoorCounters; Transport::ALL.len()],
+}
+
+/// What one way in counted.
+#[derive(Debug, Default)]
+pub struct DoorCounters {
+    /// Datagrams to clients.
+    pub sent: AtomicU64,
+    /// Datagrams from clients.
+    pub received: AtomicU64,
+    /// Datagrams dropped by its queues, in both directions.
+    pub dropped: AtomicU64,
+    /// Connections turned away.
+    pub refused: AtomicU64,
 }
 
 /// The thread's sockets.
@@ -60,14 +79,24 @@ struct Output<'a> {
     ecn: u8,
     /// Something was written to the inner network since it was last read.
     wrote_inner: bool,
+    /// The clients' socket listens on every address: answers must say from which one they leave.
+    everywhere: bool,
+    doors: Doors,
+    /// The last slot for a client was a door's.
+    by_door: bool,
     clients: SendBatch,
     mesh: SendBatch,
     inner: TunSendBatch,
 }
 
 impl Wire for Output<'_> {
-    fn to_client(&mut self, destination: std::net::SocketAddr, len: usize) -> &mut [u8] {
-        let route = Route { ecn: std::mem::take(&mut self.ecn), ..Route::from(destination) };
+    fn to_client(&mut self, path: Path, len: usize) -> &mut [u8] {
+        let ecn = std::mem::take(&mut self.ecn);
+        self.by_door = path.transport != Transport::Udp;
+        if self.by_door {
+            return self.doors.slot(path, len);
+        }
+        let route = Route { destination: path.peer, local: path.local, ecn };
         self.clients.slot_from(&self.sockets.clients, route, len)
     }
 
@@ -76,7 +105,11 @@ impl Wire for Output<'_> {
     }
 
     fn cancel_client(&mut self) {
-        self.clients.cancel();
+        if self.by_door {
+            self.doors.cancel();
+        } else {
+            self.clients.cancel();
+        }
     }
 
     fn to_mesh(&mut self, destination: std::net::SocketAddr, len: usize) -> &mut [u8] {
@@ -97,10 +130,12 @@ impl Output<'_> {
         let clients = self.clients.flush(&self.sockets.clients);
         let mesh = self.mesh.flush(&self.sockets.mesh);
         let inner = self.inner.flush(&self.sockets.tun);
+        let doors = self.doors.flush();
         let counters = plane.counters_mut();
         counters.drop_many(DropReason::SocketFull, clients.dropped + mesh.dropped);
         counters.drop_many(DropReason::TunRefused, inner.dropped);
         self.wrote_inner |= inner.writes > 0;
+        counters.drop_many(DropReason::DoorFull, doors);
     }
 }
 
@@ -110,6 +145,8 @@ pub struct Engine {
     pub plane: DataPlane,
     /// Its sockets.
     pub sockets: Sockets,
+    /// The ways in besides UDP.
+    pub doors: Doors,
     /// Orders.
     pub commands: mpsc::Receiver<Command>,
     /// Wakes the thread for an order.
@@ -126,11 +163,14 @@ impl Engine {
     /// # Errors
     /// When waiting for or reading from a socket fails for good.
     pub fn run(self) -> io::Result<()> {
-        let Self { mut plane, sockets, mut commands, waker, guard, shared } = self;
+        let Self { mut plane, sockets, doors, mut commands, waker, guard, shared } = self;
         let mut output = Output {
             sockets: &sockets,
             ecn: 0,
             wrote_inner: false,
+            everywhere: sockets.clients.local_address()?.ip().is_unspecified(),
+            doors,
+            by_door: false,
             clients: SendBatch::new(),
             mesh: SendBatch::new(),
             inner: TunSendBatch::new(),
@@ -178,6 +218,7 @@ impl Engine {
                 busy |= had != Had::Nothing;
                 backlogged = had == Had::More;
             }
+            busy |= doors_in(&mut plane, &guard, &mut output);
             if ready[1] {
                 let (socket, buffers) = (&sockets.mesh, &mut buffers.1);
                 let had = datagrams_in(&mut plane, socket, buffers, &guard, &mut output, mesh_datagram)?;
@@ -192,7 +233,7 @@ impl Engine {
                 plane.handle_timers(now, &mut output);
                 output.flush(&mut plane);
             }
-            publish(&plane, &shared);
+            publish(&plane, &output.doors, &shared);
             let timeout = match (busy, guard.holds(now.now)) {
                 (true, _) => Duration::ZERO,
                 (false, true) => patience(plane.poll_timeout(), now.now),
@@ -220,13 +261,46 @@ fn patience(due: Option<Nanos>, now: Nanos) -> Duration {
     until.clamp(Duration::from_millis(1), WAIT_MAX)
 }
 
-fn publish(plane: &DataPlane, shared: &Shared) {
+fn publish(plane: &DataPlane, doors: &Doors, shared: &Shared) {
     shared.passes.fetch_add(1, Ordering::Relaxed);
     shared.sessions.store(plane.sessions() as u64, Ordering::Relaxed);
     shared.entries.store(plane.entries() as u64, Ordering::Relaxed);
     shared.routes.store(plane.routes() as u64, Ordering::Relaxed);
     shared.links.store(plane.links() as u64, Ordering::Relaxed);
     shared.counters.publish(plane.counters());
+    for (transport, counted) in doors.counters() {
+        let door = &shared.doors[usize::from(transport.number()) - 1];
+        door.sent.store(counted.sent, Ordering::Relaxed);
+        door.received.store(counted.received, Ordering::Relaxed);
+        door.dropped.store(counted.dropped_outgoing + counted.dropped_incoming, Ordering::Relaxed);
+        door.refused.store(counted.refused_connections, Ordering::Relaxed);
+    }
+}
+
+/// What came in by the other doors, each in its turn.
+fn doors_in(plane: &mut DataPlane, guard: &Guard, output: &mut Output<'_>) -> bool {
+    let mut busy = false;
+    for number in 0..output.doors.len() {
+        let mut left = DOOR_BUDGET;
+        let tick = tick();
+        let holds = guard.holds(tick.now);
+        while left > 0
+            && let Some((path, mut frame)) = output.doors.receive(number)
+        {
+            left -= 1;
+            if holds {
+                plane.handle_client(tick, path, frame.bytes_mut(), output);
+            } else {
+                plane.counters_mut().drop(DropReason::Guard);
+            }
+            output.doors.recycle(number, frame);
+        }
+        if left < DOOR_BUDGET {
+            busy = true;
+            output.flush(plane);
+        }
+    }
+    busy
 }
 
 /// What a socket had.
@@ -271,7 +345,9 @@ fn datagrams_in(
 }
 
 fn client_datagram(plane: &mut DataPlane, tick: Tick, datagram: Datagram<'_>, output: &mut Output<'_>) {
-    plane.handle_marked_client(tick, datagram.source, datagram.ecn, datagram.bytes, output);
+    let local = if output.everywhere { datagram.local } else { None };
+    let path = Path { local, ..Path::from(datagram.source) };
+    plane.handle_marked_client(tick, path, datagram.ecn, datagram.bytes, output);
 }
 
 fn mesh_datagram(plane: &mut DataPlane, tick: Tick, datagram: Datagram<'_>, output: &mut Output<'_>) {

@@ -8,6 +8,7 @@ mod bindings;
 mod claims;
 mod command;
 mod counters;
+pub mod doors;
 mod downlink;
 pub mod engine;
 mod fair;
@@ -35,6 +36,7 @@ use jump_crypto::ids::{NodeNumber, ReceiverIndex, SessionId};
 use jump_crypto::record::{Content, HEADER_LEN, OVERHEAD, SealingKey};
 use jump_session::frame::{FRAME_LEN_MAX, Frame};
 use jump_session::gateway::{Effect, Nanos, Timing};
+use jump_session::path::Path;
 use jump_transport::tun::ecn_of;
 use tokio::sync::mpsc;
 
@@ -322,9 +324,9 @@ impl DataPlane {
                 Effect::Send { to, frame } => {
                     send_frame(&mut session.sealing, to, &frame, wire, &mut self.counters);
                 }
-                Effect::Moved { from, to, binding } => {
+                Effect::Moved { from, to, binding, reason } => {
                     self.counters.add(Count::PathMoves);
-                    self.note(local, What::Moved(from, to, binding));
+                    self.note(local, What::Moved(from, to, binding, reason));
                 }
                 Effect::Changed { from, to, reason } => self.note(local, What::Changed(from, to, reason)),
                 Effect::MoveRefused { to, reason } => {
@@ -359,7 +361,7 @@ fn take_due<T: Copy>(queue: &mut VecDeque<(Nanos, T)>, now: Nanos) -> Option<(Na
 /// Seals one frame to a client.
 fn send_frame<W: Wire>(
     sealing: &mut SealingKey,
-    to: std::net::SocketAddr,
+    to: Path,
     frame: &Frame,
     wire: &mut W,
     counters: &mut Counters,
@@ -373,7 +375,7 @@ fn send_frame<W: Wire>(
 /// Sends a key set that the client does not have. One that is lost comes again with the next attach or rekey.
 fn send_key_set<W: Wire>(
     sealing: &mut SealingKey,
-    to: std::net::SocketAddr,
+    to: Path,
     key_set: Option<Box<[u8]>>,
     wire: &mut W,
     counters: &mut Counters,
@@ -388,7 +390,7 @@ fn send_key_set<W: Wire>(
 fn seal_to_client<W: Wire>(
     sealing: &mut SealingKey,
     content: Content,
-    to: std::net::SocketAddr,
+    to: Path,
     text: &[u8],
     wire: &mut W,
     counters: &mut Counters,

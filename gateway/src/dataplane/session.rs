@@ -1,12 +1,13 @@
 //! What the data plane keeps per receiver index.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
 use jump_crypto::handshake::{AttachIntent, Established};
 use jump_crypto::ids::{DeviceKey, SessionId};
 use jump_crypto::record::{OpeningKey, SealingKey};
 use jump_session::gateway::{GatewaySession, Nanos, Timing};
+use jump_session::path::Path;
 
 use super::fair::Share;
 use super::timers::Armed;
@@ -41,7 +42,7 @@ pub(crate) struct Handshake {
     pub(crate) device: DeviceKey,
     pub(crate) intent: AttachIntent,
     /// Where the reply went: whoever confirms has received there.
-    pub(crate) path: SocketAddr,
+    pub(crate) path: Path,
     pub(crate) stage: Stage,
     /// Goes out behind the result of an accepted attach or rekey.
     pub(crate) key_set: Option<Box<[u8]>>,
@@ -126,14 +127,9 @@ pub(crate) struct Outcome {
 impl Session {
     /// Who is to be told about when a datagram of this session is refused.
     #[cold]
-    pub(crate) fn suspect(
-        &self,
-        reason: DropReason,
-        source: SocketAddr,
-        destination: Option<IpAddr>,
-    ) -> Suspect {
+    pub(crate) fn suspect(&self, reason: DropReason, source: Path, destination: Option<IpAddr>) -> Suspect {
         let session = Some((self.id, self.correlation, self.machine.epoch(), self.device));
-        Suspect { reason, session, source, destination }
+        Suspect { reason, session, source: source.peer, destination }
     }
 
     /// When something is due.

@@ -53,8 +53,8 @@ pub(super) struct MemoryWire {
 }
 
 impl Wire for MemoryWire {
-    fn to_client(&mut self, destination: SocketAddr, len: usize) -> &mut [u8] {
-        self.clients.push((destination, vec![0; len]));
+    fn to_client(&mut self, path: Path, len: usize) -> &mut [u8] {
+        self.clients.push((path.peer, vec![0; len]));
         &mut self.clients.last_mut().unwrap().1
     }
 
@@ -283,6 +283,7 @@ pub(super) fn activation(session: SessionId, epoch: u64, inner: &[IpAddr], now: 
         expires_in: Duration::from_secs(3600),
         lease: Duration::from_secs(3),
         roster: vec![],
+        doors: vec![],
         correlation: [3; 16],
         switches_per_minute_max: 20,
         switch_cooldown: Duration::ZERO,
@@ -296,6 +297,7 @@ pub(super) fn activation(session: SessionId, epoch: u64, inner: &[IpAddr], now: 
         expires: now + 3600 * SECOND,
         idle_transport_max: Duration::from_secs(120),
         switches_per_minute_max: 20,
+        switch_cooldown: Duration::ZERO,
         allowed: vec![],
         result,
     }

@@ -1,12 +1,11 @@
 //! What comes from clients: their datagrams, directly or relayed by another gateway.
 
-use std::net::SocketAddr;
-
 use jump_crypto::record::{Content, OpenError, RecordHeader};
 use jump_crypto::wire::DatagramType;
 use jump_session::frame::{Accepted, AttachResult, Frame};
 use jump_session::gateway::Received;
 use jump_session::ids::Epoch;
+use jump_session::path::Path;
 use jump_session::reason::Reason;
 use jump_transport::tun::apply_outer_ecn;
 use std::time::Duration;
@@ -42,10 +41,11 @@ impl DataPlane {
     pub fn handle_client<W: Wire>(
         &mut self,
         tick: Tick,
-        source: SocketAddr,
+        source: impl Into<Path>,
         datagram: &mut [u8],
         wire: &mut W,
     ) {
+        let source = source.into();
         match DatagramType::of(datagram) {
             Some(DatagramType::Record) => self.handle_record(tick, source, datagram, Arrival::Direct, wire),
             Some(DatagramType::AttachInit) => self.handle_init(tick, source, datagram, wire),
@@ -63,7 +63,7 @@ impl DataPlane {
     pub fn handle_marked_client<W: Wire>(
         &mut self,
         tick: Tick,
-        source: SocketAddr,
+        source: impl Into<Path>,
         ecn: u8,
         datagram: &mut [u8],
         wire: &mut W,
@@ -76,7 +76,7 @@ impl DataPlane {
     pub(super) fn handle_record<W: Wire>(
         &mut self,
         tick: Tick,
-        source: SocketAddr,
+        source: Path,
         record: &mut [u8],
         arrival: Arrival,
         wire: &mut W,
@@ -101,22 +101,30 @@ impl DataPlane {
                     }
                 };
                 self.fairness.charge(&mut session.share);
+                let frame = match opened.content {
+                    Content::Packet => None,
+                    Content::Control => Some(Frame::decode(opened.plaintext)),
+                };
+                let received = Received {
+                    source,
+                    counter: opened.counter,
+                    newest: opened.newest,
+                    len,
+                    probes: matches!(frame, Some(Ok(Frame::PathChallenge { .. }))),
+                };
                 session.machine.on_record(
                     tick.now,
-                    Received { source, newest: opened.newest, len },
+                    received,
                     &self.limits.timing,
                     &mut *self.entropy,
                     &mut self.effects,
                 );
-                match opened.content {
-                    Content::Packet if !apply_outer_ecn(opened.plaintext, self.outer_ecn) => {
+                match frame {
+                    None if !apply_outer_ecn(opened.plaintext, self.outer_ecn) => {
                         self.counters.drop(DropReason::Congestion);
                     }
-                    Content::Packet => deliver(session, opened.plaintext, wire, &mut self.counters),
-                    Content::Control => {
-                        let frame = Frame::decode(opened.plaintext);
-                        self.handle_frame(tick, local, source, frame.ok(), wire);
-                    }
+                    None => deliver(session, opened.plaintext, wire, &mut self.counters),
+                    Some(frame) => self.handle_frame(tick, local, source, frame.ok(), wire),
                 }
                 if !self.effects.is_empty() {
                     self.apply_effects(local, tick, wire);
@@ -137,7 +145,7 @@ impl DataPlane {
         &mut self,
         tick: Tick,
         local: u32,
-        source: SocketAddr,
+        source: Path,
         frame: Option<Frame>,
         wire: &mut W,
     ) {
@@ -244,6 +252,7 @@ impl DataPlane {
         let Some(Entry::Session(mut session)) = self.entries.replace(old, Entry::Reserved) else { return };
         let Handshake { keys, key_set, .. } = *handshake;
         session.sealing = keys.sealing;
+        session.machine.rekeyed();
         let retired = Retired {
             opening: std::mem::replace(&mut session.opening, keys.opening),
             inner: session.inner,
@@ -338,7 +347,7 @@ impl DataPlane {
     fn handle_stray<W: Wire>(
         &mut self,
         tick: Tick,
-        source: SocketAddr,
+        source: Path,
         index: ReceiverIndex,
         record: &[u8],
         arrival: Arrival,
@@ -349,7 +358,8 @@ impl DataPlane {
         }
         match self.links.by_number_mut(index.node()) {
             Some(link) => {
-                if link.send(Kind::StrayRecord, &encode_source(source), record, wire, &mut self.counters) {
+                if link.send(Kind::StrayRecord, &encode_source(source.peer), record, wire, &mut self.counters)
+                {
                     self.counters.add(Count::StraysOut);
                 }
             }
@@ -360,7 +370,7 @@ impl DataPlane {
         }
     }
 
-    fn hint<W: Wire>(&mut self, tick: Tick, source: SocketAddr, index: ReceiverIndex, wire: &mut W) {
+    fn hint<W: Wire>(&mut self, tick: Tick, source: Path, index: ReceiverIndex, wire: &mut W) {
         let Some(gate) = self.gates.first() else { return };
         if self.hints.take(self.limits.hint_rate, tick.now) {
             let hint = gate.hint_datagram(index);
@@ -384,6 +394,7 @@ fn renewed(session: &Session) -> AttachResult {
         expires_in: Duration::ZERO,
         lease: Duration::ZERO,
         roster: Vec::new(),
+        doors: Vec::new(),
         correlation: session.correlation,
         switches_per_minute_max: 0,
         switch_cooldown: Duration::ZERO,

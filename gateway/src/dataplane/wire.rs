@@ -2,10 +2,12 @@
 
 use std::net::SocketAddr;
 
+use jump_session::path::Path;
+
 /// Output of one batch. Nothing blocks; what the kernel refuses is counted and forgotten.
 pub trait Wire {
-    /// A slot of `len` bytes for a datagram to a client.
-    fn to_client(&mut self, destination: SocketAddr, len: usize) -> &mut [u8];
+    /// A slot of `len` bytes for a datagram to a client over `path`. A path that is gone takes it and loses it.
+    fn to_client(&mut self, path: Path, len: usize) -> &mut [u8];
 
     /// Gives the next slot of [`Self::to_client`] these ECN bits in its outer header; those after it have none again.
     fn mark_next(&mut self, _ecn: u8) {}

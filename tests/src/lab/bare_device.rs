@@ -252,7 +252,9 @@ impl BareDevice {
             let repeat = Instant::now() + REPEAT_AFTER;
             while let Some((mut bytes, _)) = self.receive(repeat.min(deadline))? {
                 let Ok(opened) = ready.established.opening.open(&mut bytes) else { continue };
-                if Frame::decode(opened.plaintext).is_ok_and(|frame| frame == Frame::Pong { id }) {
+                if Frame::decode(opened.plaintext)
+                    .is_ok_and(|frame| matches!(frame, Frame::Pong { id: of, .. } if of == id))
+                {
                     return Ok(true);
                 }
             }

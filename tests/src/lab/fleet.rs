@@ -346,6 +346,7 @@ fn client(
         key_set: 0,
         gateways,
         suite: Suite::preferred(),
+        transports: vec![jump_session::path::Transport::Udp],
         tuning,
     };
     let entropy = OsEntropy::new().context("randomness")?;

@@ -16,6 +16,7 @@ use jump_crypto::record::{Content, SealLimitReached};
 use super::{Client, Event, Now, PathId, sealed_frame};
 use crate::frame::Frame;
 use crate::ids::{AttachSeq, AttemptId, Epoch};
+use crate::path::Transport;
 use crate::reason::Reason;
 
 /// One claim to a session: asked again with both, it gets the same answer.
@@ -42,12 +43,19 @@ pub(super) struct Campaign {
     pub(super) tries: Vec<Handshake>,
     pub(super) confirming: Option<Confirming>,
     attempts: u32,
+    /// The transport that gateways are tried by first.
+    transport: Transport,
+    /// The same gateways by the other transports, and when the next of them is tried.
+    others: Vec<(SocketAddr, Transport)>,
+    others_position: usize,
+    others_due: Duration,
 }
 
 /// A gateway to ask again, and when.
 pub(super) struct Again {
     pub(super) at: Duration,
     pub(super) gateway: SocketAddr,
+    pub(super) transport: Transport,
     pub(super) claim: Option<Claim>,
 }
 
@@ -56,6 +64,7 @@ pub(super) struct Handshake {
     pub(super) initiation: Initiation,
     pub(super) init: Box<[u8; INIT_LEN]>,
     pub(super) path: PathId,
+    pub(super) transport: Transport,
     pub(super) gateway: SocketAddr,
     pub(super) claim: Claim,
     pub(super) sent_at: Duration,
@@ -73,6 +82,7 @@ pub(super) struct Confirming {
     pub(super) node: NodeClaims,
     pub(super) hint: [u8; HINT_LEN],
     pub(super) path: PathId,
+    pub(super) transport: Transport,
     pub(super) gateway: SocketAddr,
     pub(super) claim: Claim,
     pub(super) rtt: Option<Duration>,
@@ -119,7 +129,13 @@ impl Confirming {
 
 impl Campaign {
     /// Open handshakes at once; the oldest gives way.
-    const TRIES_MAX: usize = 4;
+    const TRIES_MAX: usize = 8;
+    /// The other transports are tried when no gateway has answered by the first one for this long, and then one after
+    /// another at this interval.
+    const OTHERS_AFTER: Duration = Duration::from_millis(300);
+    const OTHERS_INTERVAL: Duration = Duration::from_millis(100);
+    /// After each round over all of them.
+    const OTHERS_WAIT: Duration = Duration::from_secs(2);
 
     pub(super) fn confirms_on(&self, path: PathId) -> bool {
         self.confirming.as_ref().is_some_and(|confirming| confirming.path == path)
@@ -141,6 +157,7 @@ impl Campaign {
     /// Forgets the backoff: the network has changed.
     pub(super) fn try_now(&mut self, now: Duration) {
         self.round = 0;
+        self.others_due = self.others_due.min(now + Self::OTHERS_AFTER);
         if let Some(next_try) = &mut self.next_try {
             *next_try = now;
         }
@@ -153,8 +170,17 @@ impl Campaign {
     /// Drops the handshake on `path`; the next gateway is tried at once, unless all were.
     pub(super) fn path_failed(&mut self, now: Duration, path: PathId) -> bool {
         let before = self.tries.len();
+        let by = self.tries.iter().find(|handshake| handshake.path == path).map(|h| h.transport);
         self.tries.retain(|handshake| handshake.path != path);
         let failed = self.tries.len() < before;
+        if by.is_some_and(|by| by != self.transport) {
+            if self.others_position != 0 {
+                self.others_due = now;
+            }
+            return failed;
+        }
+        // A path that is refused at once says that waiting is in vain.
+        self.others_due = self.others_due.min(now + Self::OTHERS_INTERVAL);
         if failed && self.position != 0 && self.next_try.is_some() {
             self.next_try = Some(now);
         }
@@ -178,11 +204,17 @@ impl Campaign {
         self.again = None;
     }
 
+    /// True while gateways are tried by the other transports too: nobody has been asked to confirm or to wait.
+    fn tries_others(&self) -> bool {
+        self.next_try.is_some() && !self.starved && !self.others.is_empty()
+    }
+
     pub(super) fn timeout(&self) -> Option<Duration> {
         let confirming = self.confirming.as_ref().map(|c| c.deadline.map_or(c.due, |d| d.min(c.due)));
         let again = self.again.as_ref().map(|again| again.at);
         let next_try = self.next_try.filter(|_| !self.starved);
-        [confirming, again.filter(|_| !self.starved), next_try].into_iter().flatten().min()
+        let others = self.tries_others().then_some(self.others_due);
+        [confirming, again.filter(|_| !self.starved), next_try, others].into_iter().flatten().min()
     }
 }
 
@@ -213,11 +245,26 @@ impl Client {
             }
             return;
         }
+        let targets = self.targets(first);
+        // What carried the session last goes first.
+        let first = self.config.transports.first().copied().unwrap_or(Transport::Udp);
+        let transport = self.link.as_ref().map_or(first, |link| link.transport);
+        let others = targets
+            .iter()
+            .flat_map(|gateway| self.config.transports.iter().map(|other| (*gateway, *other)))
+            .filter(|(_, other)| *other != transport)
+            .collect();
+        // A session that came by a fallback may as well go on by the best one.
+        let others_after = if transport == first { Campaign::OTHERS_AFTER } else { Duration::ZERO };
         self.campaign = Some(Campaign {
+            transport,
+            others,
+            others_position: 0,
+            others_due: now + others_after,
             reason,
             detect: now.saturating_sub(silent_since),
             decided_at: now,
-            targets: self.targets(first),
+            targets,
             position: 0,
             round: 0,
             next_try: Some(now),
@@ -253,8 +300,9 @@ impl Client {
         if let Some(again) = campaign.again.take_if(|again| again.at <= now.at) {
             // Without a reply the search goes on with the next gateway.
             campaign.next_try = Some(now.at + self.config.tuning.reply_timeout);
-            return self.try_gateway(now.at, again.gateway, again.claim);
+            return self.try_gateway(now.at, again.gateway, again.transport, again.claim);
         }
+        self.drive_others(now.at);
         let Some(campaign) = &mut self.campaign else { return };
         if campaign.next_try.is_none_or(|at| at > now.at) {
             return;
@@ -268,13 +316,37 @@ impl Client {
         } else {
             campaign.next_try = Some(now.at + self.config.tuning.reply_timeout);
         }
-        self.try_gateway(now.at, gateway, None);
+        let transport = campaign.transport;
+        self.try_gateway(now.at, gateway, transport, None);
+    }
+
+    /// Tries the next gateway by another transport when it is time to.
+    fn drive_others(&mut self, now: Duration) {
+        let Some(campaign) = self.campaign.as_mut().filter(|c| c.tries_others() && c.others_due <= now)
+        else {
+            return;
+        };
+        let (gateway, transport) = campaign.others[campaign.others_position];
+        campaign.others_position = (campaign.others_position + 1) % campaign.others.len();
+        let over = campaign.others_position == 0;
+        campaign.others_due = now + if over { Campaign::OTHERS_WAIT } else { Campaign::OTHERS_INTERVAL };
+        self.try_gateway(now, gateway, transport, None);
     }
 
     /// Repeats the open handshake with `gateway`, or starts one on a new path.
-    fn try_gateway(&mut self, now: Duration, gateway: SocketAddr, claim: Option<Claim>) {
+    fn try_gateway(
+        &mut self,
+        now: Duration,
+        gateway: SocketAddr,
+        transport: Transport,
+        claim: Option<Claim>,
+    ) {
+        if super::ways::address_of(&self.ways.doors, gateway, transport).is_none() {
+            return;
+        }
         let Some(campaign) = &mut self.campaign else { return };
-        if let Some(open) = campaign.tries.iter_mut().find(|open| open.gateway == gateway)
+        if let Some(open) =
+            campaign.tries.iter_mut().find(|open| open.gateway == gateway && open.transport == transport)
             && claim.is_none()
             && open.sends < Handshake::SENDS_MAX
         {
@@ -289,22 +361,24 @@ impl Client {
             Some(claim) => claim,
             None => match self.new_claim() {
                 Ok(Some(claim)) => claim,
-                Ok(None) => return self.wait_for_disk(now, gateway),
+                Ok(None) => return self.wait_for_disk(now, gateway, transport),
                 Err(error) => return self.no_entropy(now, error),
             },
         };
         self.ask_lost_link(now);
-        self.close_tries(|open, index, all| open.gateway == gateway || index + Campaign::TRIES_MAX <= all);
-        let path = self.open_path(gateway);
+        self.close_tries(|open, index, all| {
+            (open.gateway == gateway && open.transport == transport) || index + Campaign::TRIES_MAX <= all
+        });
+        let path = self.open_path(gateway, transport);
         let Some(campaign) = &mut self.campaign else { return };
         let reason = campaign.reason;
         let Some(cluster) = cluster_key(&self.config.cluster_keys, campaign.round) else { return };
         campaign.attempts = campaign.attempts.saturating_add(1);
-        match self.handshake(now, path, gateway, claim, reason, false, cluster, None) {
+        match self.handshake(now, (path, transport), gateway, claim, reason, false, cluster, None) {
             Ok(handshake) => {
                 self.transmit(path, handshake.init.to_vec());
                 let Claim { attach_seq, attempt } = claim;
-                self.events.push_back(Event::Attempted { gateway, attach_seq, attempt, reason });
+                self.events.push_back(Event::Attempted { gateway, transport, attach_seq, attempt, reason });
                 if let Some(campaign) = &mut self.campaign {
                     campaign.tries.push(handshake);
                 }
@@ -323,10 +397,10 @@ impl Client {
         Ok(self.sequence.take().map(|attach_seq| Claim { attach_seq, attempt }))
     }
 
-    fn wait_for_disk(&mut self, now: Duration, gateway: SocketAddr) {
+    fn wait_for_disk(&mut self, now: Duration, gateway: SocketAddr, transport: Transport) {
         if let Some(campaign) = &mut self.campaign {
             campaign.starved = true;
-            campaign.again = Some(Again { at: now, gateway, claim: None });
+            campaign.again = Some(Again { at: now, gateway, transport, claim: None });
         }
     }
 
@@ -350,7 +424,7 @@ impl Client {
     pub(super) fn handshake(
         &mut self,
         now: Duration,
-        path: PathId,
+        (path, transport): (PathId, Transport),
         gateway: SocketAddr,
         claim: Claim,
         reason: Reason,
@@ -383,6 +457,7 @@ impl Client {
             initiation,
             init,
             path,
+            transport,
             gateway,
             claim,
             sent_at: now,

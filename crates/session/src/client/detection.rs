@@ -12,8 +12,17 @@ const PINGS_TIMED: usize = 4;
 /// How patient a [`Detector`] is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Patience {
-    /// Ping a path on which nothing was sent for this long.
+    /// Ping a path on which nothing was sent for this long. Halves, down to [`Patience::keepalive_min`], each time that
+    /// the network turns out to have forgotten the path sooner.
     pub keepalive: Duration,
+    /// The keepalive gets no shorter than this.
+    pub keepalive_min: Duration,
+    /// While packets only arrive: ping after this long without sending.
+    pub listening: Duration,
+    /// Packets that came and then stopped, with nothing sent since: ping after this long.
+    pub stopped: Duration,
+    /// While packets flow: measure the round trip this often.
+    pub measure: Duration,
     /// A probe counts as unanswered no sooner than this.
     pub probe_floor: Duration,
     /// Traffic without an answer is probed no sooner than this.
@@ -24,6 +33,10 @@ impl Default for Patience {
     fn default() -> Self {
         Self {
             keepalive: Duration::from_secs(15),
+            keepalive_min: Duration::from_secs(5),
+            listening: Duration::from_secs(3),
+            stopped: Duration::from_secs(1),
+            measure: Duration::from_secs(5),
             probe_floor: Duration::from_millis(100),
             first_probe_floor: Duration::from_millis(50),
         }
@@ -54,6 +67,11 @@ pub(crate) struct Detector {
     due: Option<Duration>,
     last_sent: Duration,
     last_received: Duration,
+    /// An inner packet arrived since something was last sent.
+    listening: bool,
+    /// Something flowed since the last ping, and when that was.
+    flowing: bool,
+    pinged: Duration,
     ping_next: u64,
     pings: [Option<(u64, Duration)>; PINGS_TIMED],
 }
@@ -65,16 +83,29 @@ pub struct RoundTrip {
     pub smoothed: Duration,
     /// Mean deviation.
     pub variation: Duration,
+    /// Mean difference of successive round trips (smoothed as in RFC 3550).
+    pub jitter: Duration,
+    last: Duration,
 }
 
 impl RoundTrip {
     fn first(sample: Duration) -> Self {
-        Self { smoothed: sample, variation: sample / 2 }
+        Self { smoothed: sample, variation: sample / 2, jitter: Duration::ZERO, last: sample }
+    }
+
+    /// Adds a sample to an estimate that may not exist yet.
+    pub(crate) fn add(estimate: &mut Option<Self>, sample: Duration) {
+        match estimate {
+            Some(estimate) => estimate.sample(sample),
+            None => *estimate = Some(Self::first(sample)),
+        }
     }
 
     fn sample(&mut self, sample: Duration) {
         self.variation = (self.variation * 3 + self.smoothed.abs_diff(sample)) / 4;
         self.smoothed = (self.smoothed * 7 + sample) / 8;
+        self.jitter = (self.jitter * 15 + self.last.abs_diff(sample)) / 16;
+        self.last = sample;
     }
 
     /// Longest expected round trip: the RFC's retransmission timeout without its one-second floor.
@@ -98,6 +129,9 @@ impl Detector {
             due: None,
             last_sent: now,
             last_received: now,
+            listening: false,
+            flowing: false,
+            pinged: now,
             ping_next: 1,
             pings: [None; PINGS_TIMED],
         }
@@ -106,6 +140,8 @@ impl Detector {
     /// Something that wants an answer was sent.
     pub(crate) fn sent(&mut self, now: Duration) {
         self.last_sent = now;
+        self.listening = false;
+        self.flowing = true;
         if self.asked_at.is_none() {
             self.asked_at = Some(now);
             self.due = Some(now + self.expected().max(self.patience.first_probe_floor));
@@ -120,6 +156,30 @@ impl Detector {
         self.due = None;
     }
 
+    /// The record carried an inner packet.
+    pub(crate) fn received_packet(&mut self) {
+        self.listening = true;
+        self.flowing = true;
+    }
+
+    /// The path is another one, whose round trip may be known: nothing is owed on it yet.
+    pub(crate) fn moved(&mut self, patience: Patience, now: Duration, rtt: Option<RoundTrip>) {
+        let keepalive = self.patience.keepalive;
+        let ping_next = self.ping_next;
+        *self = Self::new(Patience { keepalive, ..patience }, now, rtt);
+        self.ping_next = ping_next;
+    }
+
+    /// The network forgot the path while it was idle.
+    pub(crate) fn shorten_keepalive(&mut self) {
+        self.patience.keepalive = (self.patience.keepalive / 2).max(self.patience.keepalive_min);
+    }
+
+    /// Probes that were left unanswered in a row.
+    pub(crate) fn unanswered(&self) -> u8 {
+        self.probes.saturating_sub(1)
+    }
+
     /// The answer to ping `id` arrived.
     pub(crate) fn ponged(&mut self, now: Duration, id: u64) {
         let Some(slot) = self.pings.iter_mut().find(|slot| slot.is_some_and(|(of, _)| of == id)) else {
@@ -132,10 +192,7 @@ impl Detector {
 
     /// Adds a round trip measured elsewhere (the handshake's).
     pub(crate) fn sample(&mut self, sample: Duration) {
-        match &mut self.rtt {
-            Some(rtt) => rtt.sample(sample),
-            None => self.rtt = Some(RoundTrip::first(sample)),
-        }
+        RoundTrip::add(&mut self.rtt, sample);
     }
 
     /// Asks for a probe at the next poll.
@@ -146,7 +203,7 @@ impl Detector {
 
     /// Says what the path needs now. After [`Verdict::Probe`] the caller sends the ping.
     pub(crate) fn poll(&mut self, now: Duration) -> Verdict {
-        if self.due.is_none() && now >= self.last_sent + self.patience.keepalive {
+        if self.due.is_none() && now >= self.asks_at() {
             self.probe_now(now);
         }
         if self.due.is_none_or(|due| now < due) {
@@ -160,6 +217,7 @@ impl Detector {
         let id = self.ping(now);
         self.probes += 1;
         self.last_sent = now;
+        self.listening = false;
         self.due = Some(now + self.probe_timeout());
         Verdict::Probe { id, unanswered }
     }
@@ -168,13 +226,28 @@ impl Detector {
     pub(crate) fn ping(&mut self, now: Duration) -> u64 {
         let id = self.ping_next;
         self.ping_next += 1;
+        self.pinged = now;
+        self.flowing = false;
         self.pings[(id % PINGS_TIMED as u64) as usize] = Some((id, now));
         id
     }
 
     /// When [`Self::poll`] next has something to say.
     pub(crate) fn timeout(&self) -> Duration {
-        self.due.unwrap_or(self.last_sent + self.patience.keepalive)
+        self.due.unwrap_or_else(|| self.asks_at())
+    }
+
+    /// When a path that owes nothing is asked.
+    fn asks_at(&self) -> Duration {
+        let Patience { keepalive, listening, stopped, measure, .. } = self.patience;
+        let mut at = self.last_sent + keepalive;
+        if self.listening {
+            at = at.min(self.last_sent + listening).min(self.last_received.max(self.last_sent) + stopped);
+        }
+        if self.flowing {
+            at = at.min(self.pinged + measure);
+        }
+        at
     }
 
     /// How long one probe is waited for.
@@ -265,6 +338,34 @@ mod tests {
         let mut detector = detector(MS);
         assert_eq!(detector.poll(MS * 14_999), Verdict::Quiet);
         assert!(matches!(detector.poll(MS * 15_000), Verdict::Probe { unanswered: 0, .. }));
+    }
+
+    #[test]
+    fn a_path_that_only_receives_is_asked_within_seconds_and_soon_after_it_falls_silent() {
+        let mut detector = detector(MS);
+        for at in (0..2900).step_by(10) {
+            detector.received(MS * at);
+            detector.received_packet();
+            assert_eq!(detector.poll(MS * at), Verdict::Quiet);
+        }
+        assert_eq!(detector.timeout(), MS * 3000);
+        let mut detector = self::detector(MS);
+        detector.received(MS * 500);
+        detector.received_packet();
+        assert_eq!(detector.timeout(), MS * 1500);
+        assert!(matches!(detector.poll(MS * 1500), Verdict::Probe { .. }));
+        // Asked once, not for ever.
+        detector.received(MS * 1501);
+        assert_eq!(detector.timeout(), MS * 16_500);
+    }
+
+    #[test]
+    fn a_keepalive_that_came_too_late_comes_sooner_and_never_too_soon() {
+        let mut detector = detector(MS);
+        for keepalive in [7500, 5000, 5000] {
+            detector.shorten_keepalive();
+            assert_eq!(detector.timeout(), MS * keepalive);
+        }
     }
 
     #[test]

@@ -11,6 +11,7 @@ use super::detection::RoundTrip;
 use super::state::State;
 use crate::frame::Accepted;
 use crate::ids::{AttachSeq, AttemptId, Epoch, Incarnation, NodeId, SessionId};
+use crate::path::{Door, Transport};
 use crate::reason::Reason;
 
 /// The time of an input.
@@ -66,6 +67,8 @@ pub struct Stored {
     pub inner: Vec<IpAddr>,
     /// The gateways that the last owner named, best first.
     pub roster: Vec<SocketAddr>,
+    /// Where else those gateways listen; empty when no owner has told.
+    pub doors: Vec<Door>,
 }
 
 /// Orders writes of [`Stored`].
@@ -94,6 +97,8 @@ pub struct Attached {
     pub gateway: SocketAddr,
     /// The path in use.
     pub path: PathId,
+    /// What carries it.
+    pub transport: Transport,
     /// Why the client attached.
     pub reason: Reason,
     /// The attempt that was accepted: the same id names it at the gateway and in control.
@@ -109,12 +114,16 @@ pub struct Attached {
 /// What the caller must do, or may want to know.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
-    /// Open a socket on a new local port, connected to `gateway`. Failure is a path error.
+    /// Open a socket on a new local port, connected to `address`. Failure is a path error.
     OpenPath {
         /// The new path.
         path: PathId,
-        /// Where it leads.
+        /// The gateway that it leads to, by its UDP address.
         gateway: SocketAddr,
+        /// What carries it.
+        transport: Transport,
+        /// Where to connect to.
+        address: SocketAddr,
     },
     /// Close the socket.
     ClosePath {
@@ -141,6 +150,8 @@ pub enum Event {
     Attempted {
         /// The gateway.
         gateway: SocketAddr,
+        /// By what it was sent.
+        transport: Transport,
         /// Its place in the client's order.
         attach_seq: AttachSeq,
         /// Its id, the same at the gateway and in control.
@@ -150,6 +161,24 @@ pub enum Event {
     },
     /// A gateway owns the session. Addresses and routes of the first one stay in place through all later ones.
     Attached(Box<Attached>),
+    /// The session goes on over another path to the same owner.
+    PathChanged {
+        /// The path now in use.
+        path: PathId,
+        /// The transport before.
+        from: Transport,
+        /// The transport now.
+        to: Transport,
+        /// Why.
+        reason: Reason,
+    },
+    /// The owner sends to another path now: the one that this side took, or a new address that the network gave it.
+    Bound {
+        /// The number of the path inside the epoch.
+        binding: u64,
+        /// True when this side changed nothing.
+        implicit: bool,
+    },
     /// The first inner packet after an acceptance arrived.
     FirstByte {
         /// The epoch.
@@ -218,6 +247,84 @@ pub struct Drops {
     pub queue_full: u64,
 }
 
+/// Traffic and loss under the present keys. Loss is measured by counters: what the other side has seen of what was
+/// sent.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct Meter {
+    /// Share of records lost on the way to the gateway, 0 to 1, smoothed.
+    pub loss_up: f32,
+    /// The same on the way from it.
+    pub loss_down: f32,
+    /// Bytes of records sent to this owner.
+    pub bytes_sent: u64,
+    /// Bytes of records received from this owner.
+    pub bytes_received: u64,
+    /// Records received under these keys, and the highest counter among them.
+    pub(super) received: u64,
+    pub(super) newest: u64,
+    /// Where the last measurement ended, in each direction: records seen, and the highest counter.
+    up_base: Option<(u64, u64)>,
+    down_base: (u64, u64),
+}
+
+impl Eq for Meter {}
+
+impl Meter {
+    /// Fewer records than this say nothing about loss.
+    const SAMPLE_MIN: u64 = 20;
+
+    pub(super) fn opened(&mut self, counter: u64, newest: bool, len: usize) {
+        self.bytes_received += len as u64;
+        self.received += 1;
+        if newest {
+            self.newest = counter;
+        }
+    }
+
+    /// The gateway has seen `received` records up to `newest`.
+    pub(super) fn told(&mut self, received: u64, newest: u64) {
+        let base = *self.up_base.get_or_insert((received, newest));
+        if newest >= base.1.saturating_add(Self::SAMPLE_MIN) {
+            smooth(&mut self.loss_up, base, (received, newest));
+            self.up_base = Some((received, newest));
+        }
+        let seen = (self.received, self.newest);
+        if seen.1 >= self.down_base.1.saturating_add(Self::SAMPLE_MIN) {
+            smooth(&mut self.loss_down, self.down_base, seen);
+            self.down_base = seen;
+        }
+    }
+
+    /// Fresh keys count from the start.
+    pub(super) fn rekeyed(&mut self) {
+        *self = Self {
+            loss_up: self.loss_up,
+            loss_down: self.loss_down,
+            bytes_sent: self.bytes_sent,
+            bytes_received: self.bytes_received,
+            ..Self::default()
+        };
+    }
+}
+
+fn smooth(loss: &mut f32, base: (u64, u64), now: (u64, u64)) {
+    let sent = now.1.saturating_sub(base.1) as f32;
+    let seen = now.0.saturating_sub(base.0) as f32;
+    let sample = (1.0 - seen / sent).clamp(0.0, 1.0);
+    *loss = *loss * 0.5 + sample * 0.5;
+}
+
+/// A way to the owner that is being tried.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TriedWay {
+    /// What carries it.
+    pub transport: Transport,
+    /// Challenges answered in a row.
+    pub answers: u8,
+    /// Its round trip, once known.
+    pub rtt: Option<RoundTrip>,
+}
+
 /// A snapshot for people and metrics.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Status {
@@ -235,8 +342,16 @@ pub struct Status {
     pub owner: Option<(NodeId, SocketAddr)>,
     /// Inner addresses.
     pub inner: Vec<IpAddr>,
+    /// What carries the session; `None` without an owner.
+    pub transport: Option<Transport>,
+    /// Paths and transports changed by this process under one owner.
+    pub path_changes: u64,
     /// Round trip to the owner.
     pub rtt: Option<RoundTrip>,
+    /// Traffic and loss on the way to the owner.
+    pub meter: Meter,
+    /// Other ways that are being tried.
+    pub tried: Vec<TriedWay>,
     /// Since when the owner was last heard, on the machine's clock.
     pub last_received: Option<Duration>,
     /// Gateways to reattach to.

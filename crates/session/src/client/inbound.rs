@@ -1,6 +1,7 @@
 //! Datagrams from the network: hostile until authenticated, each dropped by a counted cause or put to use.
 
 use std::net::IpAddr;
+use std::time::Duration;
 
 use jump_crypto::cookie::{ReattachHint, open_cookie_reply};
 use jump_crypto::handshake::HandshakeError;
@@ -48,6 +49,7 @@ impl Client {
             self.drops.malformed += 1;
             return None;
         };
+        let len = record.len();
         let (holder, opened) = {
             let index = header.receiver;
             let confirming = self.campaign.as_mut().and_then(|campaign| campaign.confirming.as_mut());
@@ -86,7 +88,7 @@ impl Client {
             }
         };
         if holder == Holder::Link {
-            self.link_answered(now.at);
+            self.link_heard(now.at, path, opened.counter, opened.newest, len);
         }
         match (holder, opened.content) {
             (Holder::Link | Holder::Rekeying | Holder::Drain, Content::Packet) => {
@@ -95,7 +97,7 @@ impl Client {
                     return None;
                 }
                 if holder == Holder::Link {
-                    self.note_first_byte(now);
+                    self.note_packet(now, path);
                 }
                 Some(opened.plaintext)
             }
@@ -115,7 +117,22 @@ impl Client {
         }
     }
 
-    fn note_first_byte(&mut self, now: Now) {
+    /// An authenticated record of the owner came by `path`: only on the path in use does it answer what was asked there.
+    fn link_heard(&mut self, now: Duration, path: PathId, counter: u64, newest: bool, len: usize) {
+        let Some(link) = &mut self.link else { return };
+        link.meter.opened(counter, newest, len);
+        if link.path == path {
+            self.link_answered(now);
+        } else {
+            self.contact = now;
+        }
+    }
+
+    fn note_packet(&mut self, now: Now, path: PathId) {
+        let Some(link) = &mut self.link else { return };
+        if link.path == path {
+            link.detector.received_packet();
+        }
         if let Some(link) = &mut self.link
             && let Some(accepted_at) = link.accepted_at.take()
         {
@@ -129,13 +146,19 @@ impl Client {
             (Holder::Confirming, Frame::AttachResult(result)) => self.handle_result(now, *result),
             (Holder::Rekeying, Frame::AttachResult(result)) => self.handle_rekey_result(now, *result),
             (Holder::Link, Frame::Ping { id } | Frame::MtuProbe { id, .. }) => {
-                self.answer(path, &Frame::Pong { id });
+                let (received, newest) =
+                    self.link.as_ref().map_or((0, 0), |link| (link.meter.received, link.meter.newest));
+                self.answer(path, &Frame::Pong { id, received, newest });
             }
             (Holder::Link, Frame::PathChallenge { token }) => {
                 self.answer(path, &Frame::PathResponse { token });
             }
-            (Holder::Link, Frame::Pong { id }) => {
+            (Holder::Link, Frame::PathResponse { token }) => {
+                self.handle_path_response(now.at, path, token);
+            }
+            (Holder::Link, Frame::Pong { id, received, newest }) => {
                 if let Some(link) = &mut self.link {
+                    link.meter.told(received, newest);
                     link.detector.ponged(now.at, id);
                     link.suspicion = Reason::GatewayUnresponsive;
                 }
@@ -151,11 +174,11 @@ impl Client {
                 let reason = self.closing.as_ref().map_or(reason, |closing| closing.reason);
                 self.terminate(now.at, reason);
             }
-            (Holder::Link, Frame::Bound { binding }) => self.binding = self.binding.max(binding),
+            (Holder::Link, Frame::Bound { binding }) => self.bound(binding),
             (Holder::Link, Frame::Keys { key_set }) => self.take_key_set(&key_set),
             // A repeated result of the attach that made this link.
             (Holder::Link, Frame::AttachResult(_)) => {}
-            (Holder::Link, Frame::Confirm | Frame::PathResponse { .. } | Frame::Close { .. })
+            (Holder::Link, Frame::Confirm | Frame::Close { .. })
             | (
                 Holder::Confirming | Holder::Rekeying | Holder::Drain,
                 Frame::Confirm
@@ -171,6 +194,20 @@ impl Client {
                 | Frame::Keys { .. },
             )
             | (Holder::Drain, Frame::AttachResult(_)) => self.drops.unexpected += 1,
+        }
+    }
+
+    /// The owner has moved the session to the path that this came by.
+    fn bound(&mut self, binding: u64) {
+        if binding <= self.binding {
+            return;
+        }
+        self.binding = binding;
+        let implicit = !core::mem::take(&mut self.binding_expected);
+        self.events.push_back(Event::Bound { binding, implicit });
+        // The network gave the path another address while it rested.
+        if implicit && let Some(link) = &mut self.link {
+            link.detector.shorten_keepalive();
         }
     }
 
@@ -229,7 +266,8 @@ impl Client {
             return;
         };
         let (gateway, claim, cluster, cookies) = (open.gateway, open.claim, open.cluster, open.cookies + 1);
-        match self.handshake(now.at, path, gateway, claim, reason, false, cluster, Some(cookie)) {
+        let way = (path, open.transport);
+        match self.handshake(now.at, way, gateway, claim, reason, false, cluster, Some(cookie)) {
             Ok(handshake) => {
                 self.transmit(path, handshake.init.to_vec());
                 if let Some(open) = self.campaign.as_mut().and_then(|campaign| campaign.tries.get_mut(at)) {

@@ -10,9 +10,10 @@ use jump_crypto::record::{Content, OpeningKey, SealLimitReached};
 
 use super::detection::{Detector, Verdict};
 use super::rekey::Rekey;
-use super::{Client, Event, NetworkChange, Now, PathId, State, Trigger};
+use super::{Client, Event, Meter, Now, PathId, State, Trigger};
 use crate::frame::Frame;
 use crate::ids::{Epoch, ReceiverIndex};
+use crate::path::Transport;
 use crate::reason::Reason;
 
 /// The keys and the path to the owner.
@@ -21,6 +22,8 @@ pub(super) struct Link {
     pub(super) node: NodeClaims,
     pub(super) hint: [u8; HINT_LEN],
     pub(super) path: PathId,
+    pub(super) transport: Transport,
+    pub(super) meter: Meter,
     pub(super) gateway: SocketAddr,
     pub(super) epoch: Epoch,
     pub(super) detector: Detector,
@@ -52,6 +55,7 @@ impl Link {
     ) -> Result<usize, SealLimitReached> {
         let sealed = self.keys.sealing.seal(content, frame, len)?;
         self.detector.sent(now);
+        self.meter.bytes_sent += sealed as u64;
         if self.keys.sealing.wants_rekey() {
             self.rekey.hurry(now);
         }
@@ -74,12 +78,16 @@ impl Client {
                 self.send_on_link(now.at, &Frame::Ping { id });
                 if unanswered > 0 {
                     self.step(now.at, Trigger::Unanswered, Reason::PathDegraded);
+                    self.try_other_ways(now.at);
+                    self.choose_way(now.at, false);
                 }
             }
             Verdict::Dead => {
                 let reason = link.suspicion;
-                self.lose_link(now.at, reason);
-                return;
+                if !self.choose_way(now.at, true) {
+                    self.lose_link(now.at, reason);
+                    return;
+                }
             }
         }
         if self.steady_at().is_some_and(|at| at <= now.at) {
@@ -161,6 +169,10 @@ impl Client {
         }
         self.step(now, Trigger::Lost, reason);
         self.begin_campaign(now, reason, &[], silent_since);
+        // A gateway that sent a hint has forgotten these keys, on every path.
+        if reason != Reason::ReattachHint && reason != Reason::KeyLimitReached {
+            self.try_other_ways(now);
+        }
     }
 
     /// Another gateway is looked for while the path to this one goes on forwarding.
@@ -168,23 +180,6 @@ impl Client {
         if self.link.as_ref().is_some_and(|link| link.usable) && self.closing.is_none() {
             self.step(now, Trigger::Move, reason);
             self.begin_campaign(now, reason, targets, now);
-        }
-    }
-
-    /// Takes a new local port to the same gateway under the same keys, and asks it at once.
-    pub(super) fn rebind(&mut self, now: Duration, change: NetworkChange) {
-        let Some(link) = &self.link else { return };
-        let (old, gateway) = (link.path, link.gateway);
-        let path = self.open_path(gateway);
-        self.events.push_back(Event::ClosePath { path: old });
-        if let Some(link) = &mut self.link {
-            link.path = path;
-            link.rekey.reset(now);
-            link.suspicion = match change {
-                NetworkChange::Changed => Reason::NetworkChanged,
-                NetworkChange::Resumed => Reason::Resumed,
-            };
-            link.detector.probe_now(now);
         }
     }
 

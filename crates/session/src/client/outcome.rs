@@ -11,7 +11,7 @@ use super::detection::Detector;
 use super::link::Link;
 use super::rejection::{Course, course};
 use super::rekey::Rekey;
-use super::{Attached, Client, Event, Now, PathId, Timings, Trigger};
+use super::{Attached, Client, Event, Meter, Now, PathId, Timings, Trigger};
 use crate::frame::{Accepted, AttachResult};
 use crate::ids::{AttachSeq, Epoch};
 use crate::reason::Reason;
@@ -37,6 +37,7 @@ impl Client {
             node: info.node,
             hint: info.hint,
             path,
+            transport: open.transport,
             gateway: open.gateway,
             claim: open.claim,
             rtt: (open.sends == 1).then(|| now.at.saturating_sub(open.sent_at)),
@@ -84,6 +85,7 @@ impl Client {
         let again = (reason == Reason::ReattachHint).then_some(Again {
             at: now,
             gateway: confirming.gateway,
+            transport: confirming.transport,
             claim: None,
         });
         campaign.go_on(now, &self.config.tuning, again);
@@ -128,7 +130,7 @@ impl Client {
         let paced = matches!(reason, Reason::SwitchRateExceeded | Reason::SwitchCooldown);
         let patience = if paced && !served { RETRY_AFTER_WITHOUT_PATH_MAX } else { RETRY_AFTER_MAX };
         let at = now + retry_after.clamp(RETRY_AFTER_MIN, patience);
-        let gateway = confirming.gateway;
+        let (gateway, transport) = (confirming.gateway, confirming.transport);
         let course = course(reason);
         if course == Course::End {
             return self.terminate(now, reason);
@@ -139,12 +141,12 @@ impl Client {
         }
         let again = match course {
             Course::SameClaim if !retry_after.is_zero() => {
-                Some(Again { at, gateway, claim: Some(confirming.claim) })
+                Some(Again { at, gateway, transport, claim: Some(confirming.claim) })
             }
             Course::SameGateway if reason == Reason::StaleAttempt => {
-                Some(Again { at: now, gateway, claim: None })
+                Some(Again { at: now, gateway, transport, claim: None })
             }
-            Course::SameClaim | Course::SameGateway => Some(Again { at, gateway, claim: None }),
+            Course::SameClaim | Course::SameGateway => Some(Again { at, gateway, transport, claim: None }),
             Course::NextGateway | Course::End => None,
         };
         self.search_on(now, again, reason);
@@ -203,6 +205,8 @@ impl Client {
             node: confirming.node,
             hint: confirming.hint,
             path: confirming.path,
+            transport: confirming.transport,
+            meter: Meter::default(),
             gateway: confirming.gateway,
             epoch: accepted.epoch,
             usable: true,
@@ -210,11 +214,13 @@ impl Client {
             suspicion: Reason::GatewayUnresponsive,
         };
         self.end_campaign(Some(link.path));
+        self.end_ways(false);
         let attached = Attached {
             node: link.node.node.clone(),
             incarnation: link.node.incarnation,
             gateway: link.gateway,
             path: link.path,
+            transport: link.transport,
             reason,
             attempt: confirming.claim.attempt,
             born,
@@ -227,9 +233,16 @@ impl Client {
         self.session = Some(attached.accepted.session);
         self.epoch = attached.accepted.epoch;
         self.binding = 0;
+        self.binding_expected = false;
         self.birth_attempt = None;
         self.inner.clone_from(&attached.accepted.inner);
         self.roster.clone_from(&attached.accepted.roster);
+        if !attached.accepted.doors.is_empty() {
+            self.ways.doors.clone_from(&attached.accepted.doors);
+        }
+        let per_minute = u32::from(attached.accepted.switches_per_minute_max);
+        self.ways.pace.set_rate(per_minute, attached.accepted.switch_cooldown);
+        self.begin_ways(now.at);
         let window = Some(attached.accepted.recovery_window).filter(|window| !window.is_zero());
         self.recovery = window.unwrap_or(self.config.tuning.recovery_window) + attached.accepted.lease;
         self.contact = now.at;

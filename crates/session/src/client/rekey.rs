@@ -80,7 +80,7 @@ impl Client {
             link.rekey = Rekey::Due(now.at + Rekey::AGAIN_AFTER);
             return;
         }
-        let (path, gateway) = (link.path, link.gateway);
+        let (path, gateway, transport) = (link.path, link.gateway, link.transport);
         match &mut link.rekey {
             Rekey::Due(_) => {
                 let attempt = match random_attempt(&mut *self.entropy) {
@@ -89,7 +89,8 @@ impl Client {
                 };
                 let claim = Claim { attach_seq: AttachSeq(0), attempt };
                 let Some(cluster) = self.config.cluster_keys.first().copied() else { return };
-                match self.handshake(now.at, path, gateway, claim, Reason::Rekey, true, cluster, None) {
+                let way = (path, transport);
+                match self.handshake(now.at, way, gateway, claim, Reason::Rekey, true, cluster, None) {
                     Ok(handshake) => {
                         self.transmit(path, handshake.init.to_vec());
                         self.set_rekey(Rekey::Started(Box::new(handshake), now.at + Rekey::RESEND_AFTER));
@@ -133,6 +134,7 @@ impl Client {
             node: info.node,
             hint: info.hint,
             path: link.path,
+            transport: link.transport,
             gateway: link.gateway,
             claim: handshake.claim,
             rtt: None,
@@ -160,6 +162,7 @@ impl Client {
                 if Some(accepted.session) == self.session && accepted.epoch == link.epoch =>
             {
                 link.hint = confirming.hint;
+                link.meter.rekeyed();
                 link.node = confirming.node;
                 let old = core::mem::replace(&mut link.keys, confirming.keys);
                 let epoch = link.epoch;

@@ -5,4 +5,5 @@ mod attach;
 mod chaos;
 mod hostile;
 mod owner;
+mod ways;
 mod world;

@@ -4,10 +4,11 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use super::{
-    Accepted, AttachResult, DNS_MAX, FRAME_LEN_MAX, Frame, INNER_MAX, MTU_MIN, MTU_PROBE_LEN_MIN,
+    Accepted, AttachResult, DNS_MAX, DOORS_MAX, FRAME_LEN_MAX, Frame, INNER_MAX, MTU_MIN, MTU_PROBE_LEN_MIN,
     MalformedFrame, ROSTER_MAX, ROUTES_MAX,
 };
 use crate::ids::{AttachSeq, Epoch, SessionId};
+use crate::path::{Door, Transport};
 use crate::reason::Reason;
 use jump_crypto::grant::Grant;
 use jump_crypto::key_set::KeySet;
@@ -86,7 +87,12 @@ impl Writer<'_> {
                 }
             }
             Frame::Ping { id } => self.tagged(PING, &id.to_be_bytes()),
-            Frame::Pong { id } => self.tagged(PONG, &id.to_be_bytes()),
+            Frame::Pong { id, received, newest } => {
+                self.u8(PONG)?;
+                self.u64(*id)?;
+                self.u64(*received)?;
+                self.u64(*newest)
+            }
             Frame::PathChallenge { token } => self.tagged(PATH_CHALLENGE, token),
             Frame::PathResponse { token } => self.tagged(PATH_RESPONSE, token),
             Frame::Migrate { reason, targets } => {
@@ -140,7 +146,11 @@ impl Writer<'_> {
             writer.u8(*prefix_len)
         })?;
         self.list(&accepted.dns, DNS_MAX, Self::address)?;
-        self.list(&accepted.roster, ROSTER_MAX, Self::socket_address)
+        self.list(&accepted.roster, ROSTER_MAX, Self::socket_address)?;
+        self.list(&accepted.doors, DOORS_MAX, |writer, door| {
+            writer.u8(door.transport.number())?;
+            writer.u16(door.port)
+        })
     }
 
     fn list<T>(
@@ -215,7 +225,7 @@ impl Reader<'_> {
             CONFIRM => Frame::Confirm,
             ATTACH_RESULT => Frame::AttachResult(Box::new(self.attach_result()?)),
             PING => Frame::Ping { id: self.u64()? },
-            PONG => Frame::Pong { id: self.u64()? },
+            PONG => Frame::Pong { id: self.u64()?, received: self.u64()?, newest: self.u64()? },
             PATH_CHALLENGE => Frame::PathChallenge { token: self.array()? },
             PATH_RESPONSE => Frame::PathResponse { token: self.array()? },
             MIGRATE => Frame::Migrate {
@@ -272,6 +282,10 @@ impl Reader<'_> {
         })?;
         let dns = self.list(DNS_MAX, Self::address)?;
         let roster = self.list(ROSTER_MAX, Self::socket_address)?;
+        let doors = self.list(DOORS_MAX, |reader| {
+            let transport = Transport::from_number(reader.u8()?)?;
+            Some(Door { transport, port: reader.u16()? })
+        })?;
         Some(Accepted {
             session,
             epoch,
@@ -283,6 +297,7 @@ impl Reader<'_> {
             expires_in,
             lease,
             roster,
+            doors,
             correlation,
             switches_per_minute_max,
             switch_cooldown,

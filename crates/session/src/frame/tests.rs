@@ -2,6 +2,7 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 
 use super::*;
+use crate::path::Transport;
 
 fn address() -> impl Strategy<Value = IpAddr> {
     prop_oneof![any::<[u8; 4]>().prop_map(IpAddr::from), any::<[u8; 16]>().prop_map(IpAddr::from)]
@@ -23,6 +24,11 @@ fn reason() -> impl Strategy<Value = Reason> {
     proptest::sample::select(Reason::ALL)
 }
 
+fn door() -> impl Strategy<Value = Door> {
+    (proptest::sample::select(Transport::ALL.as_slice()), any::<u16>())
+        .prop_map(|(transport, port)| Door { transport, port })
+}
+
 fn accepted() -> impl Strategy<Value = AttachResult> {
     let ids = (any::<[u8; 16]>(), any::<u64>(), any::<[u8; 16]>(), vec(any::<u8>(), 0..=320));
     let lists = (
@@ -30,10 +36,11 @@ fn accepted() -> impl Strategy<Value = AttachResult> {
         vec(route(), 0..=16),
         vec(address(), 0..=DNS_MAX),
         vec(socket_address(), 0..=ROSTER_MAX),
+        vec(door(), 0..=DOORS_MAX),
     );
     let bounds = (MTU_MIN.., any::<u16>(), duration(), duration(), duration(), duration());
     (ids, lists, bounds).prop_map(
-        |((session, epoch, correlation, grant), (inner, routes, dns, roster), bounds)| {
+        |((session, epoch, correlation, grant), (inner, routes, dns, roster, doors), bounds)| {
             let (mtu, switches_per_minute_max, switch_cooldown, recovery_window, expires_in, lease) = bounds;
             AttachResult::Accepted(Accepted {
                 session: SessionId::from_bytes(session),
@@ -46,6 +53,7 @@ fn accepted() -> impl Strategy<Value = AttachResult> {
                 expires_in,
                 lease,
                 roster,
+                doors,
                 correlation,
                 switches_per_minute_max,
                 switch_cooldown,
@@ -71,7 +79,7 @@ fn frame() -> impl Strategy<Value = Frame> {
         Just(Frame::Confirm),
         prop_oneof![accepted(), rejected()].prop_map(|result| Frame::AttachResult(Box::new(result))),
         any::<u64>().prop_map(|id| Frame::Ping { id }),
-        any::<u64>().prop_map(|id| Frame::Pong { id }),
+        any::<[u64; 3]>().prop_map(|[id, received, newest]| Frame::Pong { id, received, newest }),
         any::<[u8; 8]>().prop_map(|token| Frame::PathChallenge { token }),
         any::<[u8; 8]>().prop_map(|token| Frame::PathResponse { token }),
         (reason(), vec(socket_address(), 0..=ROSTER_MAX))

@@ -1,11 +1,10 @@
 //! Path validation: a new source address is used only after it has answered a challenge, and is sent at most three
 //! times what came from it until then.
 
-use std::net::SocketAddr;
-
 use jump_crypto::record::OVERHEAD;
 
 use super::Nanos;
+use crate::path::Path;
 
 /// How many challenges an unproven address gets.
 pub const CHALLENGES_MAX: u8 = 3;
@@ -16,10 +15,10 @@ const CHALLENGE_LEN: usize = 9 + OVERHEAD;
 /// How long an answer may take after the last challenge, in repetitions of the first interval.
 const PATIENCE: u64 = 20;
 
-/// A source address that must prove that the client receives there.
+/// A path that must prove that the client receives there.
 #[derive(Debug)]
 pub(super) struct Candidate {
-    pub(super) address: SocketAddr,
+    pub(super) path: Path,
     token: [u8; 8],
     budget: u64,
     challenges: u8,
@@ -27,8 +26,8 @@ pub(super) struct Candidate {
 }
 
 impl Candidate {
-    pub(super) fn new(address: SocketAddr, token: [u8; 8], received: usize, now: Nanos) -> Self {
-        let mut new = Self { address, token, budget: 0, challenges: 0, next_at: now };
+    pub(super) fn new(path: Path, token: [u8; 8], received: usize, now: Nanos) -> Self {
+        let mut new = Self { path, token, budget: 0, challenges: 0, next_at: now };
         new.credit(received);
         new
     }
@@ -36,6 +35,12 @@ impl Candidate {
     /// Notes `len` authenticated bytes from the address.
     pub(super) fn credit(&mut self, len: usize) {
         self.budget = self.budget.saturating_add(AMPLIFICATION_MAX.saturating_mul(len as u64));
+    }
+
+    /// Takes `len` bytes for a copy of an inner packet; what two challenges cost is kept back.
+    pub(super) fn spend_on_copy(&mut self, len: usize) -> bool {
+        let spare = self.budget.saturating_sub(2 * CHALLENGE_LEN as u64);
+        len as u64 <= spare && self.spend(len)
     }
 
     /// Takes `len` bytes from the budget; false when it is too small.
@@ -76,30 +81,5 @@ impl Candidate {
 
     pub(super) fn next_at(&self) -> Nanos {
         self.next_at
-    }
-}
-
-/// How often a session's path may move: a leaky bucket of one minute's allowance.
-#[derive(Debug)]
-pub(super) struct SwitchRate {
-    /// When the bucket is empty again.
-    empty_at: Nanos,
-    /// What one switch costs.
-    cost: Nanos,
-}
-
-const MINUTE: Nanos = 60_000_000_000;
-
-impl SwitchRate {
-    pub(super) fn new(per_minute_max: u32) -> Self {
-        Self { empty_at: 0, cost: MINUTE.checked_div(u64::from(per_minute_max)).unwrap_or(Nanos::MAX) }
-    }
-
-    pub(super) fn allows(&self, now: Nanos) -> bool {
-        self.empty_at.max(now).saturating_add(self.cost) <= now.saturating_add(MINUTE)
-    }
-
-    pub(super) fn spend(&mut self, now: Nanos) {
-        self.empty_at = self.empty_at.max(now).saturating_add(self.cost);
     }
 }

@@ -16,8 +16,8 @@ impl Entropy for Counting {
 
 const SECOND: Nanos = 1_000_000_000;
 
-fn address(port: u16) -> SocketAddr {
-    SocketAddr::from(([192, 0, 2, 1], port))
+fn address(port: u16) -> Path {
+    Path::from(SocketAddr::from(([192, 0, 2, 1], port)))
 }
 
 struct Rig {
@@ -35,6 +35,7 @@ impl Rig {
             expires: 86_400 * SECOND,
             idle_transport_max: Duration::from_secs(120),
             switches_per_minute_max: 2,
+            switch_cooldown: Duration::ZERO,
         };
         Self {
             session: GatewaySession::accepted(&ownership, 0),
@@ -44,13 +45,13 @@ impl Rig {
         }
     }
 
-    fn record(&mut self, now: Nanos, source: SocketAddr, newest: bool) -> Vec<Effect> {
-        let record = Received { source, newest, len: 60 };
+    fn record(&mut self, now: Nanos, source: Path, newest: bool) -> Vec<Effect> {
+        let record = Received { source, counter: 1, newest, len: 60, probes: false };
         self.session.on_record(now, record, &self.timing, &mut self.entropy, &mut self.out);
         std::mem::take(&mut self.out)
     }
 
-    fn frame(&mut self, now: Nanos, source: SocketAddr, frame: Frame) -> Vec<Effect> {
+    fn frame(&mut self, now: Nanos, source: Path, frame: Frame) -> Vec<Effect> {
         self.session.on_frame(now, source, &frame, &mut self.out).unwrap();
         std::mem::take(&mut self.out)
     }
@@ -84,7 +85,12 @@ fn the_endpoint_moves_only_after_the_new_address_has_answered_its_challenge() {
     assert_eq!((rig.session.path(), rig.session.binding()), (address(1000), Binding(0)));
     let effects = rig.frame(SECOND, address(2000), Frame::PathResponse { token });
     assert_eq!((rig.session.path(), rig.session.binding()), (address(2000), Binding(1)));
-    assert!(effects.contains(&Effect::Moved { from: address(1000), to: address(2000), binding: Binding(1) }));
+    assert!(effects.contains(&Effect::Moved {
+        from: address(1000),
+        to: address(2000),
+        binding: Binding(1),
+        reason: Reason::NatRebind
+    }));
 }
 
 #[test]
@@ -131,7 +137,7 @@ fn path_moves_beyond_the_policys_rate_are_refused() {
     }
     let effects = rig.record(SECOND, address(4000), true);
     assert_eq!(effects, [Effect::MoveRefused { to: address(4000), reason: Reason::SwitchRateExceeded }]);
-    assert!(challenge_token(&rig.record(32 * SECOND, address(4000), true)).is_some());
+    assert!(challenge_token(&rig.record(62 * SECOND, address(4000), true)).is_some());
 }
 
 #[test]
@@ -173,7 +179,7 @@ fn a_client_that_is_heard_again_is_attached_again() {
 #[test]
 fn a_session_asked_to_move_is_served_until_it_is_fenced() {
     let mut rig = Rig::new();
-    rig.session.ask_to_move(Reason::GatewayDraining, vec![address(9)], &mut rig.out);
+    rig.session.ask_to_move(Reason::GatewayDraining, vec![address(9).peer], &mut rig.out);
     assert!(matches!(rig.out[1], Effect::Send { frame: Frame::Migrate { .. }, .. }));
     assert!(rig.session.forwards());
     // A session that is moving still has a timer that advances while it is heard and while it is not.

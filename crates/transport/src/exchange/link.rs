@@ -29,7 +29,8 @@ impl Frame {
         &self.bytes[..self.len]
     }
 
-    pub(super) fn bytes_mut(&mut self) -> &mut [u8] {
+    /// The datagram, to be opened in place.
+    pub fn bytes_mut(&mut self) -> &mut [u8] {
         &mut self.bytes[..self.len]
     }
 }

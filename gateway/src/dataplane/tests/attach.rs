@@ -87,7 +87,10 @@ fn a_replayed_or_withheld_attach_init_changes_nothing_and_is_counted() {
             node.advance(HANDSHAKE_WAIT);
             assert_eq!(node.dropped(DropReason::Unconfirmed), unconfirmed + 1, "it was not counted");
             client.send(&mut node, &Frame::Ping { id: 1 });
-            assert_eq!(client.frames(&mut node), [Frame::Pong { id: 1 }], "the session was disturbed");
+            assert!(
+                matches!(client.frames(&mut node)[..], [Frame::Pong { id: 1, .. }]),
+                "the session was disturbed"
+            );
         }
     }
     assert_eq!((node.plane.sessions(), node.plane.entries()), (1, 1));

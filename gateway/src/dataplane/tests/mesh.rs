@@ -44,7 +44,7 @@ fn a_record_on_the_wrong_gateway_reaches_its_owner_with_its_source() {
     assert_eq!(a.wire.inner, [up]);
     client.send(&mut b, &Frame::Ping { id: 5 });
     carry(&mut b, &mut a);
-    assert_eq!(client.frames(&mut a), [Frame::Pong { id: 5 }]);
+    assert!(matches!(client.frames(&mut a)[..], [Frame::Pong { id: 5, .. }]));
 }
 
 #[test]

@@ -274,7 +274,7 @@ impl Device {
     fn handle(&mut self, world: &mut World<'_>, event: Event) {
         let now = world.now.at;
         match event {
-            Event::OpenPath { path, gateway } => match self.open(world, gateway, path) {
+            Event::OpenPath { path, gateway, .. } => match self.open(world, gateway, path) {
                 Ok(socket) => self.paths.push((path, socket, gateway)),
                 Err(_) => self.client.handle_path_error(world.now, path, PathError::Unreachable),
             },
@@ -339,8 +339,12 @@ impl Device {
                 self.probe_due = None;
                 world.counts.terminated += 1;
             }
-            Event::NoEntropy(_) | Event::FirstByte { .. } | Event::Rekeyed { .. } | Event::KeysChanged(_) => {
-            }
+            Event::PathChanged { path, .. } => self.link = path,
+            Event::NoEntropy(_)
+            | Event::Bound { .. }
+            | Event::FirstByte { .. }
+            | Event::Rekeyed { .. }
+            | Event::KeysChanged(_) => {}
         }
     }
 }

@@ -204,6 +204,9 @@ fn pings_and_path_challenges_are_answered() {
     world.say(0, index, &Frame::PathChallenge { token: [8; 8] });
     world.say(0, index, &Frame::Bound { binding: 3 });
     world.run(MS * 5);
-    assert_eq!(world.gateways[0].frames, [Frame::Pong { id: 5 }, Frame::PathResponse { token: [8; 8] }]);
+    assert_eq!(
+        world.gateways[0].frames,
+        [Frame::Pong { id: 5, received: 1, newest: 2 }, Frame::PathResponse { token: [8; 8] }]
+    );
     assert_eq!(world.client.status().binding, 3);
 }

@@ -19,6 +19,7 @@ use crate::client::{
 };
 use crate::frame::{Accepted, AttachResult, FRAME_LEN_MAX, Frame};
 use crate::ids::{AttachSeq, AttemptId, DeviceKey, Epoch, Incarnation, NodeId, ReceiverIndex, SessionId};
+use crate::path::Transport;
 use crate::reason::Reason;
 
 pub(super) const MS: Duration = Duration::from_millis(1);
@@ -122,6 +123,9 @@ pub(super) struct World {
     pub(super) store: Store,
     pub(super) events: Vec<(Duration, Event)>,
     pub(super) paths: BTreeMap<PathId, SocketAddr>,
+    pub(super) transports: BTreeMap<PathId, Transport>,
+    /// Datagrams by these vanish.
+    pub(super) blocked: Vec<Transport>,
     pub(super) received: Vec<Vec<u8>>,
     pub(super) latency: Duration,
     pub(super) loss_percent: u64,
@@ -155,6 +159,7 @@ pub(super) fn config(gateways: usize) -> ClientConfig {
         key_set: 0,
         gateways: (0..gateways).map(address).collect(),
         suite: Suite::ChaChaPolyBlake2s,
+        transports: vec![Transport::Udp],
         tuning: Tuning::default(),
     }
 }
@@ -165,16 +170,32 @@ impl World {
     }
 
     pub(super) fn with_stored(gateways: usize, seed: u64, stored: Stored) -> Self {
+        Self::made(seed, config(gateways), stored)
+    }
+
+    /// A world whose client may use these transports, and has not begun.
+    pub(super) fn unstarted(gateways: usize, seed: u64, transports: &[Transport]) -> Self {
+        Self::made(
+            seed,
+            ClientConfig { transports: transports.to_vec(), ..config(gateways) },
+            Stored::default(),
+        )
+    }
+
+    fn made(seed: u64, config: ClientConfig, stored: Stored) -> Self {
+        let gateways = config.gateways.len();
         let (cluster, grants, _) = keys();
         let mut random = Seeded::new(seed);
         let gateways_made = (0..gateways).map(|i| FakeGateway::new(i, &mut random)).collect();
         Self {
             now: Duration::from_secs(1000),
-            client: Client::new(config(gateways), stored, Box::new(Seeded::new(seed + 1))),
+            client: Client::new(config, stored, Box::new(Seeded::new(seed + 1))),
             gateways: gateways_made,
             store: Store { session: None, epoch: 0, attach_seq: 0, accepted: None },
             events: Vec::new(),
             paths: BTreeMap::new(),
+            transports: BTreeMap::new(),
+            blocked: Vec::new(),
             received: Vec::new(),
             latency: MS * 2,
             loss_percent: 0,
@@ -204,7 +225,12 @@ impl World {
 
     /// A world whose client is attached.
     pub(super) fn attached(gateways: usize, seed: u64) -> Self {
-        let mut world = Self::new(gateways, seed);
+        Self::attached_over(gateways, seed, &[Transport::Udp])
+    }
+
+    /// The same with these transports.
+    pub(super) fn attached_over(gateways: usize, seed: u64, transports: &[Transport]) -> Self {
+        let mut world = Self::unstarted(gateways, seed, transports);
         world.start();
         world.run(MS * 100);
         assert_eq!(world.client.status().state, State::Attached);
@@ -241,7 +267,8 @@ impl World {
     pub(super) fn settle(&mut self) {
         while let Some(event) = self.client.poll_event() {
             match &event {
-                Event::OpenPath { path, gateway } => {
+                Event::OpenPath { path, gateway, transport, .. } => {
+                    self.transports.insert(*path, *transport);
                     assert!(self.paths.insert(*path, *gateway).is_none(), "{path:?} was opened twice");
                 }
                 Event::ClosePath { path } => {
@@ -293,13 +320,23 @@ impl World {
         delays
     }
 
+    fn is_blocked(&self, path: PathId) -> bool {
+        self.transports.get(&path).is_some_and(|transport| self.blocked.contains(transport))
+    }
+
     pub(super) fn carry_up(&mut self, path: PathId, gateway: SocketAddr, datagram: Vec<u8>) {
+        if self.is_blocked(path) {
+            return;
+        }
         for delay in self.delays() {
             self.push(self.now + delay, Arrival::AtGateway(gateway, path, datagram.clone()));
         }
     }
 
     pub(super) fn carry_down(&mut self, path: PathId, datagram: Vec<u8>) {
+        if self.is_blocked(path) {
+            return;
+        }
         for delay in self.delays() {
             self.push(self.now + delay, Arrival::AtClient(path, datagram.clone()));
         }
@@ -388,15 +425,16 @@ impl World {
             return self.carry_down(path, hint);
         };
         let Ok(opened) = peer.keys.opening.open(record) else { return };
-        peer.source = (address, path);
         let (content, plaintext) = (opened.content, opened.plaintext.to_vec());
         if self.gateways[at].mood == Mood::Mute {
             return;
         }
         if content == Content::Packet {
+            self.move_peer(at, header.receiver.0, path);
             return self.gateways[at].packets.push(plaintext);
         }
         let frame = Frame::decode(&plaintext).expect("a frame");
+        let before = self.move_peer(at, header.receiver.0, path);
         self.gateways[at].frames.push(frame.clone());
         match frame {
             Frame::Confirm => {
@@ -404,12 +442,25 @@ impl World {
                 let delay = self.gateways[at].commit_delay;
                 self.push(self.now + delay, Arrival::Result(address, index));
             }
-            Frame::Ping { id } => self.say(at, header.receiver.0, &Frame::Pong { id }),
+            Frame::Ping { id } | Frame::MtuProbe { id, .. } => {
+                self.say(at, header.receiver.0, &Frame::Pong { id, received: 0, newest: 0 });
+            }
+            Frame::PathChallenge { token } => {
+                self.say(at, header.receiver.0, &Frame::PathResponse { token });
+                // A client that tries a path has not moved to it.
+                self.move_peer(at, header.receiver.0, before);
+            }
             Frame::Close { reason } => {
                 self.say(at, header.receiver.0, &Frame::Terminated { reason });
             }
             _ => {}
         }
+    }
+
+    /// Answers go to `path` from now on; returns where they went before.
+    fn move_peer(&mut self, at: usize, index: u32, path: PathId) -> PathId {
+        let peer = self.gateways[at].peers.get_mut(&index).expect("a peer");
+        core::mem::replace(&mut peer.source.1, path)
     }
 
     fn send_result(&mut self, gateway: SocketAddr, index: u32) {
@@ -491,6 +542,7 @@ impl World {
             expires_in: Duration::from_secs(86_400),
             lease: Duration::from_secs(3),
             roster: self.gateways.iter().map(|g| g.address).collect(),
+            doors: vec![],
             correlation: [1; 16],
             switches_per_minute_max: 20,
             switch_cooldown: MS * 100,
