@@ -1,5 +1,6 @@
 //! `jumpctl sessions`.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Subcommand;
@@ -36,6 +37,18 @@ pub(super) enum Command {
     Get {
         /// The session's id
         session: SessionId,
+    },
+    /// Show a session's life: owners, transitions, reasons, times without service
+    Timeline {
+        /// The session's id
+        session: SessionId,
+        /// Read exported audit events from this file (- for standard input); may be given several times. Without it, the
+        /// owners that control remembers are shown
+        #[arg(long, value_name = "FILE")]
+        events: Vec<PathBuf>,
+        /// Write it as an SVG picture to this file instead (- for standard output)
+        #[arg(long, value_name = "FILE")]
+        svg: Option<PathBuf>,
     },
     /// Follow changes, one session per line
     Watch {
@@ -80,6 +93,9 @@ pub(super) async fn run(operator: &Operator, command: Command) -> Result<(), Fai
                 .await
                 .map_err(|status| refused(&what, &status))?;
             show(operator, &present(response.into_inner().session, &what)?)
+        }
+        Command::Timeline { session, events, svg } => {
+            super::timeline::show(operator, session, &events, svg.as_deref()).await
         }
         Command::Watch { session } => follow(operator, session).await,
         Command::Move { session, to, comment, wait } => {

@@ -149,6 +149,32 @@ impl Timeline {
         timeline
     }
 
+    /// Builds it from the store's history instead: the owners, newest or oldest first, and nothing else.
+    pub fn from_owners(session: SessionId, correlation: Option<String>, mut owners: Vec<Ownership>) -> Self {
+        owners.sort_by_key(|owner| owner.epoch);
+        for i in 1..owners.len() {
+            owners[i - 1].to = Some(owners[i].from);
+        }
+        let entry = |at: usize, owner: &Ownership| Entry {
+            time: owner.from,
+            component: "store".to_owned(),
+            instance: String::new(),
+            action: if owner.epoch == 1 { "session_born" } else { "session_owner_changed" }.to_owned(),
+            failed: false,
+            epoch: Some(owner.epoch),
+            binding: None,
+            reason: owner.reason.clone(),
+            node: Some(owner.node.clone()),
+            from_node: at.checked_sub(1).and_then(|before| Some(owners.get(before)?.node.clone())),
+            change: None,
+            without_service_micros: None,
+            order: (String::new(), owner.epoch),
+        };
+        let entries = owners.iter().enumerate().map(|(at, owner)| entry(at, owner)).collect();
+        let session = session.to_string();
+        Self { session, correlation, entries, owners, missing: Vec::new(), unreadable: 0 }
+    }
+
     /// Returns the whole time without service, in microseconds, as the recoveries report it.
     pub fn without_service_micros(&self) -> u64 {
         self.entries.iter().filter_map(|entry| entry.without_service_micros).sum()

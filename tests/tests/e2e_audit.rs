@@ -1,0 +1,310 @@
+//! What happened to a session reads back from exported events alone, and receivers that fail reach nobody.
+#![expect(clippy::unwrap_used, reason = "a failed helper is a failed test")]
+
+use std::collections::BTreeMap;
+use std::io::Read as _;
+use std::net::{SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use jump_session::client::Tuning;
+use jump_telemetry::timeline::{Entry, Timeline};
+use jump_tests::lab::cluster::{Cluster, Plan};
+use jump_tests::lab::enrol::enrol;
+use jump_tests::lab::etcd::wait_until;
+use jump_tests::lab::fleet::{self, Fleet, FleetPlan, Group, Traffic};
+use jump_tests::lab::network::{Host, ReturnRoute};
+use jump_tests::lab::ownership::Ownership;
+use jump_tests::lab::probe::{EchoServer, Probe};
+use jump_tests::lab::process::resident_bytes;
+use jump_tests::lab::programs::{GATEWAY_PORT, metric};
+use jump_tests::support;
+use rustix::process::Signal;
+use serde_json::Value;
+
+/// What the test did, as far as a session's record must show it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Deed {
+    Owned { epoch: u64, by: String },
+    Rebound,
+    Ended { reason: String },
+}
+
+#[test]
+fn the_story_of_a_session_reads_back_exactly_from_the_exported_events_and_no_log_holds_a_key() {
+    let _one = support::one_at_a_time().unwrap();
+    let mut cluster =
+        Cluster::start(&Plan { return_route: ReturnRoute::Ecmp, ..Plan::small("audit") }).unwrap();
+    let echo = EchoServer::start(&cluster.network.inner, 7).unwrap();
+    let born = cluster.up(0).unwrap();
+    let session = born.session.clone();
+    let mut deeds = vec![owned(&born)];
+    let probe = Probe::start(&cluster.network.devices[0], echo.address()).unwrap();
+    probe.wait_for_echoes(40, support::SOON).unwrap();
+
+    rebind(&cluster.network.devices[0]);
+    deeds.push(Deed::Rebound);
+    wait_until("the new path is validated", support::SOON, || {
+        let moved =
+            |i: usize| metric(&cluster.network.gateways[i], "jump_gateway_events_total", "path_moves\"");
+        (0..2).any(|i| moved(i).is_ok_and(|moves| moves > 0.0))
+    })
+    .unwrap();
+    probe.wait_for_echoes(40, support::SOON).unwrap();
+
+    let owner = cluster.gateway_number(born.owner.as_deref().unwrap()).unwrap();
+    cluster.signal_worker(owner, Signal::KILL).unwrap();
+    deeds.push(owned(&next_owner(&cluster, &born)));
+    cluster.wait_registered(owner, support::SOON).unwrap();
+    probe.wait_for_echoes(40, support::SOON).unwrap();
+
+    let before = cluster.ownership(&session).unwrap();
+    let node = before.owner.clone().unwrap();
+    let control = &cluster.network.controls[0];
+    cluster.operator.json(control, &["nodes", "drain", "--yes", &node]).unwrap();
+    deeds.push(owned(&next_owner(&cluster, &before)));
+    probe.wait_for_echoes(40, support::SOON).unwrap();
+
+    let devices = cluster.operator.json(control, &["devices", "list"]).unwrap();
+    let key = devices[0]["device_key"].as_str().unwrap().to_owned();
+    cluster.operator.json(control, &["devices", "revoke", "--yes", &key]).unwrap();
+    deeds.push(Deed::Ended { reason: "KEY_REVOKED".to_owned() });
+    cluster.devices[0].as_mut().unwrap().wait_end(support::SOON).unwrap();
+    drop(probe);
+    for process in cluster.gateways.iter_mut().chain(&mut cluster.controls) {
+        process.signal(Signal::TERM).unwrap();
+        process.wait_end(Duration::from_secs(30)).unwrap();
+    }
+
+    let lines = exported(cluster.run.path());
+    let timeline = Timeline::build(session.parse().unwrap(), lines.iter().map(String::as_str));
+    assert_eq!(read_back(&timeline), deeds, "{}", timeline.to_text());
+    assert_eq!(timeline.missing, [], "{}", timeline.to_text());
+    assert_eq!(timeline.unreadable, 0);
+    let recovered = with_action(&timeline, "session_recovered");
+    assert_eq!(recovered.len(), 2, "{}", timeline.to_text());
+    assert!(recovered.iter().all(|entry| entry.without_service_micros.is_some_and(|micros| micros > 0)));
+    for component in ["control", "gateway", "client"] {
+        assert!(
+            timeline.entries.iter().any(|entry| entry.component == component),
+            "nothing from {component}"
+        );
+    }
+    let events: Vec<Value> = lines.iter().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let correlations: std::collections::BTreeSet<_> = events
+        .iter()
+        .filter(|event| event["unmapped"]["session"] == session.as_str())
+        .filter_map(|event| event["metadata"]["correlation_uid"].as_str())
+        .collect();
+    assert_eq!(correlations.len(), 1, "one id for the session's whole life: {correlations:?}");
+    for (method, action) in [("DrainNode", "api_update"), ("RevokeDevice", "api_delete")] {
+        let call = events.iter().find(|event| {
+            event["unmapped"]["action"] == action
+                && event["api"]["operation"].as_str().is_some_and(|operation| operation.ends_with(method))
+        });
+        let call = call.unwrap_or_else(|| panic!("no event tells of {method}"));
+        assert_eq!(call["unmapped"]["actor"], "lab");
+        assert_eq!(call["src_endpoint"]["ip"], control.wan.to_string().as_str());
+    }
+    let shown = cluster.run.path().join("timeline.svg");
+    std::fs::write(&shown, timeline.to_svg()).unwrap();
+    no_log_holds_a_key(cluster.run.path());
+}
+
+fn owned(ownership: &Ownership) -> Deed {
+    Deed::Owned { epoch: ownership.epoch, by: ownership.owner.clone().unwrap_or_default() }
+}
+
+fn next_owner(cluster: &Cluster, before: &Ownership) -> Ownership {
+    let mut now = before.clone();
+    wait_until("another gateway owns the session", support::SOON, || {
+        now = cluster.ownership(&before.session).unwrap_or_else(|_| before.clone());
+        now.epoch > before.epoch && now.phase == "OWNED"
+    })
+    .unwrap();
+    now
+}
+
+/// From now on the device's datagrams leave from another port, as a NAT that forgot the flow would have it.
+fn rebind(device: &Host) {
+    let rules = format!(
+        "table ip lab {{ chain out {{ type nat hook postrouting priority srcnat; udp dport {GATEWAY_PORT} snat to {}:42000-42999; }} }}",
+        device.wan
+    );
+    let status = device.namespace.command(Path::new("nft")).arg(rules).status().unwrap();
+    assert!(status.success(), "nft: {status}");
+}
+
+/// Every event that any program exported.
+fn exported(run: &Path) -> Vec<String> {
+    let files = std::fs::read_dir(run).unwrap().map(|entry| entry.unwrap().path());
+    let events = files.filter(|path| path.to_string_lossy().ends_with(".audit.json"));
+    events
+        .flat_map(|path| {
+            let text = std::fs::read_to_string(path).unwrap();
+            text.lines().map(str::to_owned).collect::<Vec<_>>()
+        })
+        .collect()
+}
+
+fn with_action<'a>(timeline: &'a Timeline, action: &str) -> Vec<&'a Entry> {
+    timeline.entries.iter().filter(|entry| entry.action == action).collect()
+}
+
+/// The deeds that a timeline tells of.
+fn read_back(timeline: &Timeline) -> Vec<Deed> {
+    let deed = |entry: &Entry| match entry.action.as_str() {
+        "session_born" | "session_owner_changed" => {
+            Some(Deed::Owned { epoch: entry.epoch?, by: entry.node.clone()? })
+        }
+        "session_path_switched" => Some(Deed::Rebound),
+        "session_terminated" => Some(Deed::Ended { reason: entry.reason.clone()? }),
+        _ => None,
+    };
+    timeline.entries.iter().filter_map(deed).collect()
+}
+
+/// Every private key of the run, in the forms in which one could slip out, against everything that was written.
+fn no_log_holds_a_key(run: &Path) {
+    let mut secrets = Vec::new();
+    let mut written = Vec::new();
+    for path in files_below(run) {
+        let name = path.file_name().unwrap().to_string_lossy().into_owned();
+        let text = || std::fs::read_to_string(&path).unwrap();
+        if name.ends_with("-key.pem") {
+            secrets.extend(text().lines().filter(|line| line.len() > 40).map(str::to_owned));
+        } else if name == "device.key" {
+            let hex = text().trim().to_owned();
+            let bytes: Vec<u8> =
+                (0..32).map(|i| u8::from_str_radix(&hex[2 * i..2 * i + 2], 16).unwrap()).collect();
+            secrets.push(format!("{bytes:?}").trim_matches(['[', ']']).to_owned());
+            secrets.push(hex.to_uppercase());
+            secrets.push(hex);
+        } else if name.ends_with(".log") || name.ends_with(".json") {
+            written.push((name, text()));
+        }
+    }
+    assert!(secrets.len() >= 5 && written.len() >= 5, "{} secrets, {} files", secrets.len(), written.len());
+    for (name, text) in &written {
+        for secret in &secrets {
+            assert!(!text.contains(secret), "{name} holds a private key");
+        }
+        for word in ["PRIVATE KEY", "BEGIN RSA"] {
+            assert!(!text.contains(word), "{name} holds {word}");
+        }
+    }
+}
+
+fn files_below(dir: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
+    entries.flat_map(|path| if path.is_dir() { files_below(&path) } else { vec![path] }).collect()
+}
+
+/// Devices of the tests with broken receivers.
+const DEVICES: usize = 40;
+
+/// Sinks to a receiver that never reads, one that refuses, and one that dies in the middle of each batch.
+const BROKEN: &str = r#"
+[audit]
+queue_events_max = 4096
+[[audit.sinks]]
+kind = "syslog"
+name = "stalled"
+transport = "tcp"
+address = "127.0.0.1:6601"
+queue = { events_max = 16 }
+[[audit.sinks]]
+kind = "otlp"
+name = "refused"
+endpoint = "http://127.0.0.1:6602"
+queue = { events_max = 16 }
+[[audit.sinks]]
+kind = "syslog"
+name = "killed"
+transport = "tcp"
+address = "127.0.0.1:6603"
+queue = { events_max = 16 }
+"#;
+
+/// The receivers for [`BROKEN`] inside one host.
+struct Receivers {
+    _stalled: TcpListener,
+}
+
+impl Receivers {
+    fn start(host: &Host) -> Self {
+        let bind = |port: u16| {
+            let address = SocketAddr::from(([127, 0, 0, 1], port));
+            host.namespace.enter(|| TcpListener::bind(address)).unwrap().unwrap()
+        };
+        // The kernel accepts, nobody reads.
+        let stalled = bind(6601);
+        let killed = bind(6603);
+        std::thread::spawn(move || {
+            while let Ok((mut stream, _)) = killed.accept() {
+                let _ = stream.read(&mut [0; 100]);
+            }
+        });
+        Self { _stalled: stalled }
+    }
+}
+
+#[test]
+fn receivers_that_stand_still_refuse_or_die_reach_no_session_and_every_drop_is_counted() {
+    let _one = support::one_at_a_time().unwrap();
+    let plan = Plan {
+        return_route: ReturnRoute::Ecmp,
+        control_settings: BROKEN.to_owned(),
+        gateway_settings: BROKEN.to_owned(),
+        ..Plan::small("sinks")
+    };
+    let cluster = Cluster::start(&plan).unwrap();
+    let hosts = cluster.network.gateways.iter().chain(&cluster.network.controls);
+    let _receivers: Vec<Receivers> = hosts.map(Receivers::start).collect();
+    let host = &cluster.network.devices[0];
+    fleet::route(host, &cluster.network.gateways).unwrap();
+    let keys = enrol(&cluster.network.controls[0], cluster.operator.identity(), DEVICES, |_| ()).unwrap();
+    let echo = EchoServer::start(&cluster.network.inner, 7).unwrap();
+    let std::net::SocketAddr::V4(to) = echo.address() else { panic!("an IPv4 lab") };
+    let traffic = Traffic {
+        every: Some(Duration::from_millis(50)),
+        length: 100,
+        to,
+        gap_above: Duration::from_millis(500),
+    };
+    let tuning = Tuning::default();
+    let fleet = Fleet::start(
+        host,
+        FleetPlan {
+            keys,
+            profile: cluster.state_dir(0),
+            gateways: cluster.network.gateways.iter().map(|g| g.wan_socket(GATEWAY_PORT)).collect(),
+            via: BTreeMap::new(),
+            groups: vec![Group { devices: DEVICES, starts_per_second: Some(50.0), traffic, tuning }],
+            lanes: 1,
+            seed: 3,
+        },
+    )
+    .unwrap();
+    let all = DEVICES as u64;
+    wait_until("every device is attached", support::SOON, || fleet.counts().born == all).unwrap();
+    cluster.signal_worker(0, Signal::KILL).unwrap();
+    wait_until("half have another owner", support::SOON, || fleet.counts().reattached >= all / 2).unwrap();
+    let answered = fleet.counts().answered;
+    wait_until("probes come back", support::SOON, || fleet.counts().answered > answered + 20 * all).unwrap();
+
+    let survivor = &cluster.network.gateways[1];
+    let dropped = |sink: &str| metric(survivor, "jump_audit_sink_events_dropped_total", sink).unwrap_or(0.0);
+    for sink in ["sink=\"stalled\"", "sink=\"refused\"", "sink=\"killed\""] {
+        let failures = metric(survivor, "jump_audit_sink_failures_total", sink).unwrap();
+        assert!(failures + dropped(sink) > 0.0, "{sink} looks healthy");
+        let waiting = metric(survivor, "jump_audit_sink_queue_events", sink).unwrap();
+        assert!(waiting <= 16.0 + 512.0, "{sink}: {waiting} events wait");
+    }
+    assert!(dropped("sink=\"refused\"") > 0.0, "no drop was counted");
+    assert!(resident_bytes(cluster.worker(1).unwrap()).unwrap() < 256 << 20);
+    for record in fleet.stop().unwrap() {
+        assert_eq!(record.terminated, None, "device {}", record.device);
+        assert!(!record.address_changed, "device {}", record.device);
+    }
+}
