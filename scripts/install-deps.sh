@@ -88,6 +88,7 @@ for group in "$@"; do
             need python3-venv python3 -c 'import ensurepip, venv'
             ;;
         observability)
+            need nftables command -v nft
             need_syslog
             need prometheus command -v promtool
             ;;

@@ -28,6 +28,7 @@ pub mod probe;
 pub mod process;
 pub mod programs;
 pub mod reader;
+pub mod receivers;
 pub mod relay;
 pub mod rng;
 pub mod run_dir;

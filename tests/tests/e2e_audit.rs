@@ -2,8 +2,6 @@
 #![expect(clippy::unwrap_used, reason = "a failed helper is a failed test")]
 
 use std::collections::BTreeMap;
-use std::io::Read as _;
-use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -18,6 +16,7 @@ use jump_tests::lab::ownership::Ownership;
 use jump_tests::lab::probe::{EchoServer, Probe};
 use jump_tests::lab::process::resident_bytes;
 use jump_tests::lab::programs::{GATEWAY_PORT, metric};
+use jump_tests::lab::receivers::{self, Receivers};
 use jump_tests::support;
 use rustix::process::Signal;
 use serde_json::Value;
@@ -203,64 +202,18 @@ fn files_below(dir: &Path) -> Vec<PathBuf> {
 /// Devices of the tests with broken receivers.
 const DEVICES: usize = 40;
 
-/// Sinks to a receiver that never reads, one that refuses, and one that dies in the middle of each batch.
-const BROKEN: &str = r#"
-[audit]
-queue_events_max = 4096
-[[audit.sinks]]
-kind = "syslog"
-name = "stalled"
-transport = "tcp"
-address = "127.0.0.1:6601"
-queue = { events_max = 16 }
-[[audit.sinks]]
-kind = "otlp"
-name = "refused"
-endpoint = "http://127.0.0.1:6602"
-queue = { events_max = 16 }
-[[audit.sinks]]
-kind = "syslog"
-name = "killed"
-transport = "tcp"
-address = "127.0.0.1:6603"
-queue = { events_max = 16 }
-"#;
-
-/// The receivers for [`BROKEN`] inside one host.
-struct Receivers {
-    _stalled: TcpListener,
-}
-
-impl Receivers {
-    fn start(host: &Host) -> Self {
-        let bind = |port: u16| {
-            let address = SocketAddr::from(([127, 0, 0, 1], port));
-            host.namespace.enter(|| TcpListener::bind(address)).unwrap().unwrap()
-        };
-        // The kernel accepts, nobody reads.
-        let stalled = bind(6601);
-        let killed = bind(6603);
-        std::thread::spawn(move || {
-            while let Ok((mut stream, _)) = killed.accept() {
-                let _ = stream.read(&mut [0; 100]);
-            }
-        });
-        Self { _stalled: stalled }
-    }
-}
-
 #[test]
 fn receivers_that_stand_still_refuse_or_die_reach_no_session_and_every_drop_is_counted() {
     let _one = support::one_at_a_time().unwrap();
     let plan = Plan {
         return_route: ReturnRoute::Ecmp,
-        control_settings: BROKEN.to_owned(),
-        gateway_settings: BROKEN.to_owned(),
+        control_settings: receivers::BROKEN.to_owned(),
+        gateway_settings: receivers::BROKEN.to_owned(),
         ..Plan::small("sinks")
     };
     let cluster = Cluster::start(&plan).unwrap();
     let hosts = cluster.network.gateways.iter().chain(&cluster.network.controls);
-    let _receivers: Vec<Receivers> = hosts.map(Receivers::start).collect();
+    let _receivers: Vec<Receivers> = hosts.map(|host| Receivers::start(host).unwrap()).collect();
     let host = &cluster.network.devices[0];
     fleet::route(host, &cluster.network.gateways).unwrap();
     let keys = enrol(&cluster.network.controls[0], cluster.operator.identity(), DEVICES, |_| ()).unwrap();

@@ -42,6 +42,8 @@ pub struct Plan {
     pub control_settings: String,
     /// TOML tables added to the configuration of every gateway.
     pub gateway_settings: String,
+    /// Whether control and gateways export audit events to files.
+    pub audit: bool,
 }
 
 impl Plan {
@@ -55,6 +57,7 @@ impl Plan {
             return_route: ReturnRoute::Gateway(1),
             control_settings: String::new(),
             gateway_settings: String::new(),
+            audit: true,
         }
     }
 
@@ -148,7 +151,7 @@ impl Cluster {
         let host = &self.network.controls[i];
         let name = format!("ctl{}", i + 1);
         let identity = self.pki.issue("control", &name, &[host.wan.to_string()])?;
-        let command = programs::control(
+        let mut command = programs::control(
             host,
             &name,
             &identity,
@@ -156,6 +159,9 @@ impl Cluster {
             &self.plan.control_settings,
             self.run.path(),
         )?;
+        if self.plan.audit {
+            command.arg("--set").arg(format!("audit.file={}", self.audit_file(&name).display()));
+        }
         let process = Process::spawn(&name, command, self.run.path())?;
         process.wait_for("that it serves", Mark::default(), READY_MAX, |line| {
             line.contains(r#""message":"ready""#)
@@ -171,7 +177,7 @@ impl Cluster {
         let host = &self.network.gateways[i];
         let name = gateway_name(i);
         let identity = self.pki.issue("gateway", &name, &[host.wan.to_string()])?;
-        let command = programs::gateway(
+        let mut command = programs::gateway(
             host,
             &name,
             &identity,
@@ -179,11 +185,19 @@ impl Cluster {
             &self.plan.gateway_settings,
             self.run.path(),
         )?;
+        if self.plan.audit {
+            command.arg("--audit-file").arg(self.audit_file(&name));
+        }
         let process = Process::spawn(&name, command, self.run.path())?;
         process.wait_for("that it is ready", Mark::default(), READY_MAX, |line| {
             line.contains("registered; serving")
         })?;
         Ok(process)
+    }
+
+    /// Where the program of that name exports its audit events.
+    fn audit_file(&self, name: &str) -> PathBuf {
+        self.run.path().join(format!("{name}.audit.json"))
     }
 
     /// Enrols device `i` with a fresh one-time token.

@@ -152,9 +152,7 @@ pub fn control(
         )?,
     }
     config.push_str(more);
-    let mut command = with_config(host, "jump-control", &["serve"], name, &config, dir)?;
-    command.arg("--set").arg(format!("audit.file={}", audit_file(dir, name).display()));
-    Ok(command)
+    with_config(host, "jump-control", &["serve"], name, &config, dir)
 }
 
 /// The command that runs a gateway.
@@ -182,14 +180,7 @@ pub fn gateway(
         identity.ca, identity.certificate, identity.key
     )?;
     config.push_str(more);
-    let mut command = with_config(host, "jump-gateway", &["run"], name, &config, dir)?;
-    command.arg("--audit-file").arg(audit_file(dir, name));
-    Ok(command)
-}
-
-/// Where the program `name` of a run in `dir` exports its audit events.
-pub fn audit_file(dir: &Path, name: &str) -> PathBuf {
-    dir.join(format!("{name}.audit.json"))
+    with_config(host, "jump-gateway", &["run"], name, &config, dir)
 }
 
 fn with_config(
@@ -215,6 +206,10 @@ pub fn device(host: &Host, state: &Path) -> Result<Command> {
     let mut command = host.namespace.command(&find("jump")?);
     command.arg("--state-dir").arg(state).args(["--log-format", "json", "--output", "json", "up"]);
     command.arg("--audit-file").arg(state.with_extension("audit.json"));
+    let telemetry = state.with_extension("telemetry.toml");
+    if telemetry.exists() {
+        command.arg("--telemetry").arg(telemetry);
+    }
     Ok(command)
 }
 

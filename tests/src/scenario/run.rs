@@ -151,6 +151,7 @@ fn plan(scenario: &Scenario) -> Result<Plan> {
         return_route: ReturnRoute::Ecmp,
         control_settings: toml::to_string(&topology.control)?,
         gateway_settings: toml::to_string(&topology.gateway)?,
+        audit: true,
     })
 }
 
