@@ -249,10 +249,12 @@ fn receivers_that_stand_still_refuse_or_die_reach_no_session_and_every_drop_is_c
     let survivor = &cluster.network.gateways[1];
     let dropped = |sink: &str| metric(survivor, "jump_audit_sink_events_dropped_total", sink).unwrap_or(0.0);
     for sink in ["sink=\"stalled\"", "sink=\"refused\"", "sink=\"killed\""] {
-        let failures = metric(survivor, "jump_audit_sink_failures_total", sink).unwrap();
-        assert!(failures + dropped(sink) > 0.0, "{sink} looks healthy");
         let waiting = metric(survivor, "jump_audit_sink_queue_events", sink).unwrap();
         assert!(waiting <= 16.0 + 512.0, "{sink}: {waiting} events wait");
+    }
+    for sink in ["sink=\"refused\"", "sink=\"killed\""] {
+        let failures = metric(survivor, "jump_audit_sink_failures_total", sink).unwrap();
+        assert!(failures > 0.0, "{sink} looks healthy");
     }
     assert!(dropped("sink=\"refused\"") > 0.0, "no drop was counted");
     assert!(resident_bytes(cluster.worker(1).unwrap()).unwrap() < 256 << 20);

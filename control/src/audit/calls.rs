@@ -2,11 +2,12 @@
 
 use std::net::SocketAddr;
 use std::pin::Pin;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use jump_telemetry::audit::{Actor, ApiAction, Event, LOCAL, RateLimit, emit};
+use rustls_pki_types::CertificateDer;
 use tonic::codegen::http;
 use tonic::transport::server::{TcpConnectInfo, TlsConnectInfo};
 use tonic::{Code, Status};
@@ -75,7 +76,8 @@ where
 struct Call {
     service: &'static str,
     method: String,
-    caller: Option<Identity>,
+    /// Parsed only when there is something to tell.
+    certificates: Option<Arc<Vec<CertificateDer<'static>>>>,
     from: SocketAddr,
 }
 
@@ -96,10 +98,9 @@ impl Call {
         let (service, method) = request.uri().path().strip_prefix("/jump.control.v1.")?.split_once('/')?;
         let (service, _) = SERVICES.iter().find(|(known, _)| *known == service)?;
         let connection = request.extensions().get::<TlsConnectInfo<TcpConnectInfo>>();
-        let leaf = connection.and_then(TlsConnectInfo::peer_certs);
-        let caller = leaf.and_then(|leaf| Identity::from_der(leaf.first()?.as_ref()).ok());
+        let certificates = connection.and_then(TlsConnectInfo::peer_certs);
         let from = connection.and_then(|info| info.get_ref().remote_addr()).unwrap_or(LOCAL);
-        Some(Self { service, method: method.chars().take(64).collect(), caller, from })
+        Some(Self { service, method: method.chars().take(64).collect(), certificates, from })
     }
 
     fn tell(self, headers: &http::HeaderMap) {
@@ -111,7 +112,8 @@ impl Call {
             return;
         }
         let action = if denied { ApiAction::Denied } else { action(&self.method) };
-        let actor = match &self.caller {
+        let leaf = self.certificates.as_ref().and_then(|certificates| certificates.first());
+        let actor = match leaf.and_then(|leaf| Identity::from_der(leaf).ok()) {
             None => Actor::Unknown,
             Some(caller) => match caller.role() {
                 Role::Gateway => caller.name().parse().map_or(Actor::Unknown, Actor::Node),
