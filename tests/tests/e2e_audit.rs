@@ -127,7 +127,8 @@ fn next_owner(cluster: &Cluster, before: &Ownership) -> Ownership {
 /// From now on the device's datagrams leave from another port, as a NAT that forgot the flow would have it.
 fn rebind(device: &Host) {
     let rules = format!(
-        "table ip lab {{ chain out {{ type nat hook postrouting priority srcnat; udp dport {GATEWAY_PORT} snat to {}:42000-42999; }} }}",
+        "table ip lab {{\nchain out {{\ntype nat hook postrouting priority srcnat\n\
+         udp dport {GATEWAY_PORT} snat to {}:42000-42999\n}}\n}}\n",
         device.wan
     );
     let status = device.namespace.command(Path::new("nft")).arg(rules).status().unwrap();
