@@ -2,11 +2,12 @@
 {{- .Chart.Name | trunc 40 | trimSuffix "-" -}}
 {{- end -}}
 
+{{- /* At most 36 characters: a gateway pod adds up to 25 to it, and a node name has at most 63. */ -}}
 {{- define "jv.fullname" -}}
 {{- if contains .Chart.Name .Release.Name -}}
-{{- .Release.Name | trunc 40 | trimSuffix "-" -}}
+{{- .Release.Name | trunc 36 | trimSuffix "-" -}}
 {{- else -}}
-{{- printf "%s-%s" .Release.Name .Chart.Name | trunc 40 | trimSuffix "-" -}}
+{{- printf "%s-%s" .Release.Name .Chart.Name | trunc 36 | trimSuffix "-" -}}
 {{- end -}}
 {{- end -}}
 
