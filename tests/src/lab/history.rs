@@ -7,7 +7,8 @@
 //!
 //! Packets that a gateway forwarded are witnesses of who held itself to be the owner: within a session their epochs must
 //! never go back, each epoch must have one forwarder, and nothing of an older epoch may be forwarded once a device has
-//! verified the grant of a newer one.
+//! verified the grant of a newer one. A packet that an owner took in and could not forward any more is handed to the next
+//! one; it counts for the owner that forwarded it.
 
 use std::collections::BTreeMap;
 
@@ -99,7 +100,7 @@ pub enum Violation {
         /// How much too late, in nanoseconds.
         by: u64,
     },
-    /// A packet was forwarded by another node than its epoch's owner.
+    /// A packet was forwarded by a node that owned neither its epoch nor a later one.
     Foreign {
         /// The packet.
         forward: Forward,
@@ -153,6 +154,13 @@ pub fn check_forwards(forwards: &[Forward], operations: &[Operation], slack: u64
         .iter()
         .filter_map(|operation| Some((operation.epoch, operation.owner.as_ref()?)))
         .collect();
+    // The epoch under which a packet was forwarded: its own, or the next one that its forwarder owned.
+    let epoch_of = |forward: &Forward| match owners.get(&forward.epoch) {
+        None => Some(forward.epoch),
+        Some(_) => {
+            owners.range(forward.epoch..).find(|(_, owner)| owner.node == forward.node).map(|(e, _)| *e)
+        }
+    };
     // When each epoch was certainly in use: its first packet, or the verified grant.
     let mut in_use: BTreeMap<u64, u64> = BTreeMap::new();
     let mut note = |epoch: u64, at: u64| {
@@ -160,7 +168,9 @@ pub fn check_forwards(forwards: &[Forward], operations: &[Operation], slack: u64
         *first = at.min(*first);
     };
     for forward in forwards {
-        note(forward.epoch, forward.at);
+        if let Some(epoch) = epoch_of(forward) {
+            note(epoch, forward.at);
+        }
     }
     for operation in operations.iter().filter(|operation| operation.owner.is_some()) {
         note(operation.epoch, operation.answered);
@@ -177,15 +187,16 @@ pub fn check_forwards(forwards: &[Forward], operations: &[Operation], slack: u64
         }
     }
     for forward in forwards {
-        if let Some((epoch, at)) = newer.get(&forward.epoch)
+        let Some(own) = epoch_of(forward) else {
+            if let Some(owner) = owners.get(&forward.epoch) {
+                found.push(Violation::Foreign { forward: forward.clone(), owner: (*owner).clone() });
+            }
+            continue;
+        };
+        if let Some((epoch, at)) = newer.get(&own)
             && forward.at > at + slack
         {
             found.push(Violation::Overlap { late: forward.clone(), newer: *epoch, by: forward.at - at });
-        }
-        if let Some(owner) = owners.get(&forward.epoch)
-            && owner.node != forward.node
-        {
-            found.push(Violation::Foreign { forward: forward.clone(), owner: (*owner).clone() });
         }
     }
     found
@@ -284,8 +295,22 @@ mod tests {
     }
 
     #[test]
-    fn a_packet_forwarded_by_another_node_than_its_epochs_owner_is_found() {
-        let forwards = [forward(22, 1, "gw2")];
+    fn a_packet_forwarded_by_a_node_that_owns_neither_its_epoch_nor_a_later_one_is_found() {
+        let forwards = [forward(22, 1, "gw3")];
         assert!(matches!(check_forwards(&forwards, &good(), 0)[..], [Violation::Foreign { .. }]));
+        // It owned an earlier epoch, not this one or a later one.
+        let operations = [attach(10, 20, 1, "gw1"), attach(40, 60, 2, "gw2")];
+        let forwards = [forward(62, 2, "gw1")];
+        assert!(matches!(check_forwards(&forwards, &operations, 0)[..], [Violation::Foreign { .. }]));
+    }
+
+    #[test]
+    fn a_packet_handed_to_the_next_owner_counts_for_that_owner() {
+        let operations = [attach(10, 20, 1, "gw1"), attach(40, 60, 2, "gw2")];
+        let handed = [forward(55, 1, "gw1"), forward(58, 1, "gw2"), forward(59, 2, "gw2")];
+        assert_eq!(check_forwards(&handed, &operations, 0), []);
+        // Too early for the next owner, while the old one still forwards.
+        let early = [forward(54, 1, "gw2"), forward(55, 1, "gw1")];
+        assert!(matches!(check_forwards(&early, &operations, 0)[..], [Violation::Overlap { by: 1, .. }]));
     }
 }

@@ -102,7 +102,11 @@ impl Witness {
         let mut testimony = Testimony { dropped: dropped.unwrap_or(0), ..Testimony::default() };
         let epochs: BTreeMap<(u32, u32), u64> = records
             .iter()
-            .flat_map(|record| record.attaches.iter().map(|a| ((record.device, a.path), a.epoch)))
+            .flat_map(|record| {
+                let attached = record.attaches.iter().map(|attach| (attach.path, attach.epoch));
+                let all = attached.chain(record.moved_paths.iter().copied());
+                all.map(|(path, epoch)| ((record.device, path), epoch))
+            })
             .collect();
         let rides: BTreeMap<(u32, u64), u32> = records
             .iter()

@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4, UdpSocket};
 use std::time::Duration;
 
 use jump_crypto::record::{HEADER_LEN, OVERHEAD};
-use jump_session::client::{Client, Event, Now, PathError, PathId, State};
+use jump_session::client::{Client, Event, Now, PathError, PathId};
 use jump_session::reason::Reason;
 
 use super::lane::World;
@@ -285,11 +285,6 @@ impl Device {
                 }
             }
             Event::Persist { ticket, stored } => self.client.persisted(world.now, ticket, &stored),
-            Event::StateChanged { to, .. } => {
-                if to == State::Attached {
-                    self.campaign_began = None;
-                }
-            }
             Event::Attempted { attach_seq, .. } => {
                 self.campaign_began.get_or_insert(now);
                 self.record.attempts.push((now, attach_seq.0));
@@ -339,8 +334,12 @@ impl Device {
                 self.probe_due = None;
                 world.counts.terminated += 1;
             }
-            Event::PathChanged { path, .. } => self.link = path,
-            Event::NoEntropy(_)
+            Event::PathChanged { path, .. } => {
+                self.link = path;
+                self.record.moved_paths.push((path.0, self.epoch));
+            }
+            Event::StateChanged { .. }
+            | Event::NoEntropy(_)
             | Event::Bound { .. }
             | Event::FirstByte { .. }
             | Event::Rekeyed { .. }

@@ -85,6 +85,8 @@ pub struct Record {
     pub gaps: Vec<Gap>,
     /// Local ports, each with the path that used it, in the order of use.
     pub ports: Vec<(u16, u32)>,
+    /// Paths that became the session's within an epoch, each with that epoch.
+    pub moved_paths: Vec<(u32, u64)>,
     /// Probes that rode along with a confirmation, before the path was accepted: serial and path.
     pub rides: Vec<(u64, u32)>,
     /// Times that the address or port it sends from changed without its knowledge.
