@@ -38,6 +38,9 @@ CONSTRAINTS = {
     "tls.validity": {"pattern": "^[0-9]+(d|h)$"},
     "egress.kind": {"enum": ["masquerade", "routed"]},
     "tls.issuerRef.kind": {"enum": ["Issuer", "ClusterIssuer"]},
+    "gateway.transports.tcp.servicePort": {"minimum": 0, "maximum": 65535},
+    "gateway.transports.tls.servicePort": {"minimum": 0, "maximum": 65535},
+    "gateway.transports.quic.servicePort": {"minimum": 0, "maximum": 65535},
     "logFormat": {"enum": ["json", "human"]},
 }
 # Objects whose keys belong to Kubernetes or to the operator.

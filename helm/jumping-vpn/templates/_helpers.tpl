@@ -111,3 +111,15 @@ topologySpreadConstraints:
     labelSelector:
       matchLabels: {{- include "jv.selector" . | nindent 8 }}
 {{- end -}}
+
+{{- /* The gateway's ways in, as a JSON list of name, protocol, port (in the pod) and servicePort. */ -}}
+{{- define "jv.doors" -}}
+{{- $doors := list (dict "name" "udp" "protocol" "UDP" "port" (int .Values.gateway.port) "servicePort" (int .Values.gateway.port)) -}}
+{{- range $name, $protocol := dict "tcp" "TCP" "tls" "TCP" "quic" "UDP" -}}
+{{- $door := index $.Values.gateway.transports $name -}}
+{{- if $door.enabled -}}
+{{- $doors = append $doors (dict "name" $name "protocol" $protocol "port" (int $door.port) "servicePort" (int ($door.servicePort | default $door.port))) -}}
+{{- end -}}
+{{- end -}}
+{{- toJson $doors -}}
+{{- end -}}
