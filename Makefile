@@ -34,7 +34,7 @@ test: ## Installs what the tests need and runs all of them; as root
 	@scripts/install-deps.sh build demo etcd test
 	@scripts/check-boundaries.sh
 	$(CARGO) build --workspace --bins --locked
-	@$(MAKE) --no-print-directory helm-test
+	@$(MAKE) --no-print-directory helm-test proto-check
 	$(CARGO) test --workspace --locked --no-fail-fast
 
 test-full: ## The end-to-end tests at the promised sizes: a thousand races, a million garbage datagrams, ten thousand sessions; as root
