@@ -416,12 +416,13 @@ pub(super) fn deliver<W: Wire>(
     let Some(header) = InnerHeader::parse(packet) else {
         return counters.drop(DropReason::InnerMalformed);
     };
+    // First, because every Linux device solicits routers from its link-local address: that is no spoofing.
+    if !header.destination_is_routed() {
+        return counters.drop(DropReason::InnerScope);
+    }
     if !session.inner.has(header.source) {
         let (path, to) = (session.machine.path(), Some(header.destination));
         return counters.drop_of(session.suspect(DropReason::InnerSource, path, to));
-    }
-    if !header.destination_is_routed() {
-        return counters.drop(DropReason::InnerScope);
     }
     if !session.may_reach(header.destination) {
         let (path, to) = (session.machine.path(), Some(header.destination));

@@ -32,10 +32,14 @@ fn a_client_cannot_send_from_another_inner_address() {
         let destination = if source.is_ipv4() { server() } else { "fd99::9".parse().unwrap() };
         client.send_packet(&mut node, &packet(source, destination, b"spoofed"));
     }
+    // What every Linux device sends when its interface comes up is no attempt to be somebody else.
+    let solicitation = packet("fe80::1".parse().unwrap(), "ff02::2".parse().unwrap(), b"router?");
+    client.send_packet(&mut node, &solicitation);
     client.send_packet(&mut node, b"not a packet");
     client.send_packet(&mut node, b"");
     assert!(node.wire.inner.is_empty());
     assert_eq!(node.dropped(DropReason::InnerSource), 4);
+    assert_eq!(node.dropped(DropReason::InnerScope), 1);
     assert_eq!(node.dropped(DropReason::InnerMalformed), 2);
 }
 
