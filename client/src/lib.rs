@@ -2,6 +2,7 @@
 
 pub mod channel;
 pub mod daemon;
+pub mod doctor;
 pub mod enrol;
 pub mod failure;
 pub mod hex;

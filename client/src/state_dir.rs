@@ -160,6 +160,11 @@ impl StateDir {
         self.path.join("control.sock")
     }
 
+    /// The file of the device's key.
+    pub fn key(&self) -> PathBuf {
+        self.path.join(KEY)
+    }
+
     /// The background daemon's log.
     pub fn log(&self) -> PathBuf {
         self.path.join("jump.log")

@@ -10,6 +10,7 @@ pub mod bindings;
 mod clock;
 pub mod config;
 pub mod devices;
+pub mod doctor;
 pub mod identity;
 pub mod keyring;
 pub mod layout;

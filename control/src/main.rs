@@ -24,6 +24,16 @@ struct Cli {
 enum Command {
     /// Serves gateways, operators and devices until SIGTERM or SIGINT
     Serve(Box<Serve>),
+    /// Checks this machine and the settings, and says what to do about each finding
+    ///
+    /// Changes nothing. Exit codes: 0 when there is no problem (warnings included), 1 otherwise.
+    Doctor {
+        #[command(flatten)]
+        serve: Box<Serve>,
+        /// Prints one JSON object instead of text
+        #[arg(long)]
+        json: bool,
+    },
     /// Makes a private certificate authority and certificates
     Pki(pki::PkiArgs),
 }
@@ -72,6 +82,7 @@ struct Serve {
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Serve(serve) => run_serve(*serve),
+        Command::Doctor { serve, json } => return doctor(*serve, json),
         Command::Pki(args) => pki::run(&args),
     };
     match result {
@@ -85,6 +96,17 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+fn doctor(args: Serve, json: bool) -> ExitCode {
+    let config = layers(args).map_err(|error| format!("{error:#}")).and_then(|layers| {
+        Config::from_layers(layers).map_err(|errors| errors.to_string().replace('\n', "; "))
+    });
+    let report = jump_control::doctor::examine(config);
+    let text = if json { report.to_json() + "\n" } else { report.to_text() };
+    // A reader that is gone needs no report; the exit code says the rest.
+    let _ = std::io::Write::write_all(&mut std::io::stdout(), text.as_bytes());
+    ExitCode::from(report.exit_code())
 }
 
 fn run_serve(args: Serve) -> anyhow::Result<()> {

@@ -11,6 +11,7 @@ pub mod config;
 pub mod context;
 pub mod control;
 pub mod dataplane;
+pub mod doctor;
 pub mod drain;
 pub mod handshake;
 pub mod heartbeat;

@@ -24,6 +24,16 @@ enum Cli {
     /// SIGTERM and SIGINT drain it: clients are asked to move, sessions that stay are given up at the deadline.
     /// Exit codes: 0 after a drain; 78 when something must be changed first (the message says what); 1 otherwise.
     Run(Flags),
+    /// Checks this machine and the settings, and says what to do about each finding
+    ///
+    /// Changes nothing. Exit codes: 0 when there is no problem (warnings included), 1 otherwise.
+    Doctor {
+        #[command(flatten)]
+        flags: Flags,
+        /// Prints one JSON object instead of text
+        #[arg(long)]
+        json: bool,
+    },
     /// Runs a worker under a supervisor
     #[command(hide = true)]
     Worker(Flags),
@@ -38,6 +48,7 @@ struct Failure(String, u8);
 fn main() -> ExitCode {
     let result = match Cli::parse() {
         Cli::Run(flags) => run(&flags),
+        Cli::Doctor { flags, json } => return doctor(&flags, json),
         Cli::Worker(flags) => work(&flags),
     };
     match result {
@@ -49,6 +60,14 @@ fn main() -> ExitCode {
             ExitCode::from(code)
         }
     }
+}
+
+fn doctor(flags: &Flags, json: bool) -> ExitCode {
+    let report = jump_gateway::doctor::examine(flags);
+    let text = if json { report.to_json() + "\n" } else { report.to_text() };
+    // A reader that is gone needs no report; the exit code says the rest.
+    let _ = std::io::Write::write_all(&mut std::io::stdout(), text.as_bytes());
+    ExitCode::from(report.exit_code())
 }
 
 fn load(flags: &Flags) -> Result<Config, Failure> {

@@ -116,6 +116,10 @@ enum Command {
         #[arg(long, hide = true)]
         detached: bool,
     },
+    /// Check this machine and the enrolment, and say what to do about each finding
+    ///
+    /// Changes nothing. Exits with 1 when there is a problem.
+    Doctor,
     /// End the session and the running client
     Down,
     /// Show the running client's session
@@ -192,8 +196,21 @@ fn run(arguments: Arguments) -> Result<(), Failure> {
             };
             daemon::up(&options)
         }
+        Command::Doctor => doctor(&state, arguments.output),
         Command::Down => block_on(daemon::ask(&state, Request::Down, |_| Ok(false))),
         Command::Status { watch } => block_on(show_status(&state, *watch, arguments.output)),
+    }
+}
+
+fn doctor(state: &StateDir, output: Output) -> Result<(), Failure> {
+    let report = jump_client::doctor::examine(state);
+    match output {
+        Output::Table => output::line(report.to_text().trim_end())?,
+        Output::Json => output::line(&report.to_json())?,
+    }
+    match report.exit_code() {
+        0 => Ok(()),
+        _ => Err(Failure::new(Exit::Failed, "there are problems: see above")),
     }
 }
 
