@@ -2,9 +2,11 @@
 
 mod attach;
 mod forward;
+mod fuzz;
 mod garbage;
 mod handover;
 mod mesh;
+mod replay;
 
 use std::net::IpAddr;
 use std::sync::mpsc::Receiver;
@@ -113,6 +115,8 @@ pub(super) struct Node {
     mesh: MeshSecret,
     end: MeshEnd,
     mesh_address: SocketAddr,
+    /// Everything that came, where it is recorded: from a client or another gateway.
+    tape: Option<Vec<(Option<SocketAddr>, Vec<u8>)>>,
 }
 
 pub(super) const SECOND: Nanos = 1_000_000_000;
@@ -158,6 +162,7 @@ impl Node {
             mesh,
             end,
             mesh_address: SocketAddr::from(([192, 0, 2, number as u8], 51821)),
+            tape: None,
         }
     }
 
@@ -171,11 +176,17 @@ impl Node {
 
     pub(super) fn client_sends(&mut self, source: SocketAddr, datagram: &[u8]) {
         let mut datagram = datagram.to_vec();
+        if let Some(tape) = &mut self.tape {
+            tape.push((Some(source), datagram.clone()));
+        }
         self.plane.handle_client(self.tick(), source, &mut datagram, &mut self.wire);
     }
 
     pub(super) fn mesh_brings(&mut self, datagram: &[u8]) {
         let mut datagram = datagram.to_vec();
+        if let Some(tape) = &mut self.tape {
+            tape.push((None, datagram.clone()));
+        }
         self.plane.handle_mesh(self.tick(), &mut datagram, &mut self.wire);
     }
 
