@@ -33,6 +33,7 @@ demo: ## Kills the gateway under a download and checks that the session goes on 
 test: ## Installs what the tests need and runs all of them; as root
 	@scripts/install-deps.sh build demo etcd test
 	@scripts/check-boundaries.sh
+	@python3 scripts/supply-chain.py
 	$(CARGO) build --workspace --bins --locked
 	@$(MAKE) --no-print-directory helm-test proto-check
 	$(CARGO) test --workspace --locked --no-fail-fast
