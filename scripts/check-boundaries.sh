@@ -45,6 +45,7 @@ free_of jump-session $SOCKETS_AND_RUNTIME jump-proto jump-transport jump-telemet
 free_of jump-proto etcd-client redb tun-rs quinn jump-transport jump-telemetry jump-control jump-gateway jump-client
 free_of jump-transport jump-session jump-proto jump-telemetry jump-control jump-gateway jump-client etcd-client redb tonic
 free_of jump-telemetry jump-proto jump-transport jump-control jump-gateway jump-client etcd-client redb
+free_of jump-doctor jump-session jump-proto jump-transport jump-telemetry jump-control jump-gateway jump-client tonic tokio
 free_of jump-control jump-transport jump-gateway jump-client
 free_of jump-gateway jump-control jump-client etcd-client redb
 free_of jump-client jump-control jump-gateway etcd-client redb
