@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 /// Mutated inputs per target in an ordinary test run.
-const MUTATIONS: u64 = 2_000;
+const MUTATIONS: u64 = 300;
 
 /// One target: its name, its function, and well-formed inputs to begin from.
 pub(crate) struct Target {
