@@ -37,7 +37,8 @@ fn assert_alive(node: &mut Node, client: &mut Client) {
     // The seeds hold records of this very client, made with its first counters.
     (0..16).for_each(|_| drop(client.seal(Content::Control, &[])));
     client.send(node, &Frame::Ping { id: 77 });
-    assert!(client.frames(node).contains(&Frame::Pong { id: 77 }), "the session was disturbed");
+    let answered = client.frames(node).iter().any(|frame| matches!(frame, Frame::Pong { id: 77, .. }));
+    assert!(answered, "the session was disturbed");
 }
 
 /// Datagrams of strangers, on both sockets, and packets of the inner network.
@@ -105,7 +106,7 @@ fn client_seeds() -> Vec<Vec<u8>> {
             [&[0], &packet(inner(1), server(), b"data")[..]].concat(),
             frame(&Frame::PathResponse { token: [2; 8] }),
         ]),
-        join(&[frame(&Frame::Bound { binding: 3 }), frame(&Frame::Pong { id: 1 })]),
+        join(&[frame(&Frame::Bound { binding: 3 }), frame(&Frame::Ping { id: 1 })]),
     ]
 }
 
