@@ -13,7 +13,8 @@ use jump_crypto::handshake::Suite;
 use jump_crypto::keys::{ClusterSecret, DeviceSecret, GrantSigner, GrantVerifier};
 use jump_session::client::{Client, ClientConfig, Event, Now, PathId, Stored, Tuning};
 use jump_session::frame::{FRAME_LEN_MAX, Frame};
-use jump_session::ids::{AttachSeq, Epoch};
+use jump_session::ids::Epoch;
+use jump_session::path::Transport;
 use jump_session::reason::Reason;
 
 #[path = "../../../fuzz/src/harness.rs"]
@@ -83,12 +84,13 @@ fn client(input: &[u8]) {
         device: DeviceSecret::generate(&mut entropy).unwrap(),
         cluster_keys: vec![cluster],
         verifier: GrantVerifier::new(&[grants.public()]),
+        key_set: 0,
+        transports: vec![Transport::Udp],
         gateways: gateways.clone(),
         suite: Suite::ChaChaPolyBlake2s,
         tuning: Tuning::default(),
     };
-    let stored =
-        Stored { session: None, epoch: Epoch(0), attach_seq: AttachSeq(0), inner: vec![], roster: vec![] };
+    let stored = Stored::default();
     let mut client = Client::new(config, stored, Box::new(entropy));
     let mut now = Now { at: Duration::from_secs(1), unix_seconds: 1_800_000_000 };
     client.start(now);
