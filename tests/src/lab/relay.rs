@@ -476,14 +476,14 @@ mod tests {
         client.send(&[0; 11]).unwrap();
         client.send(&[0; 10]).unwrap();
         assert!(client.recv(&mut [0; 2]).is_ok());
-        assert_eq!((relay.counts().dropped, relay.counts().sent), (1, 2));
+        // The small one came behind the large one, so that one has been decided on.
+        assert_eq!((relay.counts().dropped, relay.counts().received >= 2), (1, true));
     }
 
-    #[test]
-    fn losses_of_the_burst_channel_come_in_runs_of_the_asked_length() {
+    fn engine() -> Engine {
         let listen = UdpSocket::bind("127.0.0.1:0").unwrap();
         let address = listen.local_addr().unwrap();
-        let mut engine = Engine {
+        Engine {
             listen,
             server: address,
             bind_to: address.ip(),
@@ -495,7 +495,12 @@ mod tests {
             rng: Rng::new(5),
             serial: 0,
             shared: Arc::default(),
-        };
+        }
+    }
+
+    #[test]
+    fn losses_of_the_burst_channel_come_in_runs_of_the_asked_length() {
+        let mut engine = engine();
         let bursts = Some(Bursts { enter: 0.01, leave: 0.2, loss: 1.0 });
         let lost: Vec<_> = (0..100_000).map(|_| engine.loses_to_burst(0, bursts)).collect();
         let runs = lost.windows(2).filter(|pair| pair[1] && !pair[0]).count();
@@ -508,17 +513,11 @@ mod tests {
 
     #[test]
     fn the_rate_limit_spaces_datagrams_and_drops_what_would_wait_too_long() {
-        let (server, _echo) = echo();
-        // 100 datagrams of 1028 bytes with headers at 1 Mbit/s take 0.8 s; the queue holds 0.1 s of them.
-        let (relay, client) = relay_to(server, Impairment { rate_bits: 1_000_000, ..Impairment::default() });
-        for _ in 0..100 {
-            client.send(&[0; 1000]).unwrap();
-        }
-        crate::lab::etcd::wait_until("all have arrived", Duration::from_secs(5), || {
-            relay.counts().received >= 100
-        })
-        .unwrap();
-        let dropped = relay.counts().dropped;
-        assert!((60..=90).contains(&dropped), "{dropped} dropped");
+        let mut engine = engine();
+        let now = Instant::now() + Duration::from_secs(1);
+        // 1000 bytes with headers take 8 ms at 1 Mbit/s; the queue holds 100 ms of them.
+        let times: Vec<_> = (0..100).filter_map(|_| engine.departs(0, now, 1_000_000, 972)).collect();
+        assert_eq!(times.len(), 13);
+        assert!(times.iter().zip(1u32..).all(|(at, i)| *at == now + Duration::from_millis(8) * i));
     }
 }
