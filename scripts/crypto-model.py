@@ -18,8 +18,12 @@ TO_CLIENT = ["authentication? Gateway -> Client: e_result", "authentication? Gat
 # name, what leaks at the start, what leaks after the session, queries with the expected answer
 CASES = [
     ("nothing-stolen", [], [], {
-        **dict.fromkeys(SECRECY + ["confidentiality? attempt", "confidentiality? hint"], "holds"),
-        **dict.fromkeys(TO_GATEWAY + TO_CLIENT, "holds"),
+        **dict.fromkeys(SECRECY + ["confidentiality? attempt"], "holds"),
+        # Any key pair gets as far as a confirmation; control refuses it then. So the roster is no secret.
+        "confidentiality? hint": "falls",
+        "authentication? Client -> Gateway: e_confirm": "falls",
+        "authentication? Client -> Gateway: e_uplink": "holds",
+        **dict.fromkeys(TO_CLIENT, "holds"),
         # A recorded AttachInit is accepted again; what confirms it is not.
         "authentication? Client -> Gateway: e_intent": "falls",
         "freshness? confirm": "holds",
@@ -77,7 +81,7 @@ def main():
 
 
 def results(report):
-    return ["falls" if query["resolved"] else "holds" for query in report["results"]]
+    return ["falls" if query["resolved"] else "holds" for query in report["models"][0]["analysis"]["queries"]]
 
 
 main()
