@@ -81,10 +81,12 @@ impl DataPlane {
             let refused = self.overtaken(local, &activation, newest);
             return self.reject(local, refused, tick, wire);
         }
-        // Older keys of the same session end here, before the new ones are used.
-        if let Some(old) = self.carried(id) {
-            self.entries.remove(old, Rest::Long, tick.now);
-            self.by_session.remove(&id);
+        // Older keys of the same session end here, before the new ones are used. What the client sealed with them before it
+        // hears of that is under way: they still open it for a while.
+        if let Some(old) = self.carried(id)
+            && let Some(Entry::Session(old_session)) = self.entries.replace(old, Entry::Reserved)
+        {
+            self.retire(old, *old_session, Retirement::Replaced, tick);
         }
         let Some(Entry::Handshake(handshake)) = self.entries.replace(local, Entry::Reserved) else { return };
         self.claims -= 1;
@@ -227,9 +229,14 @@ impl DataPlane {
                 route.target = Target::Nobody;
             }
         }
-        let retired =
-            Retired { opening: session.opening, inner, session: session.id, cause: Retirement::Fenced };
-        self.entries.replace(local, Entry::Retired(Box::new(retired)));
+        self.retire(local, *session, Retirement::Fenced, tick);
+    }
+
+    /// Keeps the opening key of a session that stopped here, for what is under way.
+    fn retire(&mut self, local: u32, session: Session, cause: Retirement, tick: Tick) {
+        let Session { opening, inner, id, .. } = session;
+        self.by_session.remove(&id);
+        self.entries.replace(local, Entry::Retired(Box::new(Retired { opening, inner, session: id, cause })));
         self.retired.push_back((tick.now.saturating_add(RETIRED_WAIT), local));
     }
 

@@ -133,11 +133,14 @@ impl DataPlane {
                 self.counters.add(Count::RelayedIn);
                 self.send_to_client(local, header.source, packet, wire);
             }
-            Some(Target::Nobody) => self.park(Place::Down(header.destination), packet, tick.now),
             Some(Target::Node(_)) if kind == Kind::InnerPacket => {
                 self.send_down(tick, header, packet, Kind::ForwardedPacket, wire);
             }
-            Some(Target::Node(_)) | None => self.counters.drop(DropReason::NotOwner),
+            // Whoever handed it on may have heard of this gateway's ownership before the gateway itself.
+            Some(Target::Nobody | Target::Node(_)) => {
+                self.park(Place::Down(header.destination), packet, tick.now);
+            }
+            None => self.counters.drop(DropReason::NotOwner),
         }
     }
 
@@ -153,9 +156,9 @@ impl DataPlane {
                     deliver(session, packet, wire, &mut self.counters);
                 }
             }
-            // Accepted in the store, not yet here.
-            Some(Target::Nobody) => self.park(Place::Up(header.source), packet, tick.now),
-            Some(Target::Node(_)) | None => self.counters.drop(DropReason::NotOwner),
+            // Accepted in the store, not yet here: the old owner may have heard of it before this one.
+            Some(Target::Nobody | Target::Node(_)) => self.park(Place::Up(header.source), packet, tick.now),
+            None => self.counters.drop(DropReason::NotOwner),
         }
     }
 

@@ -44,7 +44,7 @@ pub use command::*;
 pub use counters::{Count, Counters, DropReason, SharedCounters, Suspect};
 pub use limiter::Rate;
 pub use links::Link;
-pub use parking::{PACKETS_MAX, TOTAL_BYTES_MAX, WAIT_MAX};
+pub use parking::{PLACE_BYTES_MAX, TOTAL_BYTES_MAX, WAIT_MAX};
 pub use route::NodeRef;
 pub use session::Inner;
 pub use slab::{ENTRIES_MAX, Slab};

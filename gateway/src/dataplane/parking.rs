@@ -8,12 +8,18 @@ use jump_session::gateway::Nanos;
 
 use super::counters::DropReason;
 
-/// Most packets that wait in one place.
-pub const PACKETS_MAX: usize = 64;
-/// Most bytes that wait in one place.
-const BYTES_MAX: usize = 128 * 1024;
+/// Most packets that wait for one claim: somewhat more than a client lets ride along.
+const CLAIM_PACKETS_MAX: usize = 64;
+/// Most bytes that wait in one place, however little waits elsewhere: 160 ms of a stream of 100 Mbit/s.
+pub const PLACE_BYTES_MAX: usize = 2 * 1024 * 1024;
+/// What a place may take while much waits elsewhere, in bytes; and the most that waits for one claim.
+const PLACE_BYTES_MIN: usize = 128 * 1024;
 /// Most bytes that wait in all places together.
-pub const TOTAL_BYTES_MAX: usize = 16 * 1024 * 1024;
+pub const TOTAL_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// A place takes at most this part of what is free.
+const PLACE_SHARE: usize = 32;
+/// What a packet costs besides its bytes: where it ends.
+const PACKET_COST: usize = size_of::<usize>();
 /// Most of these that packets of unanswered claims may take: whoever makes handshakes can send them.
 const CLAIMS_BYTES_MAX: usize = TOTAL_BYTES_MAX / 4;
 /// How long a packet waits at most, in nanoseconds.
@@ -39,6 +45,10 @@ pub(crate) struct Packets {
 }
 
 impl Packets {
+    fn cost(&self) -> usize {
+        self.bytes.len() + self.ends.len() * PACKET_COST
+    }
+
     /// Calls `each` for every packet.
     pub(crate) fn for_each(&self, mut each: impl FnMut(&[u8])) {
         let mut start = 0;
@@ -63,9 +73,8 @@ impl ParkingLot {
     /// Lets a copy of `packet` wait at `place`.
     pub(crate) fn park(&mut self, place: Place, packet: &[u8], now: Nanos) -> Result<(), DropReason> {
         let is_claim = matches!(place, Place::Claim(_));
-        if self.bytes + packet.len() > TOTAL_BYTES_MAX
-            || (is_claim && self.claims_bytes + packet.len() > CLAIMS_BYTES_MAX)
-        {
+        let cost = packet.len() + PACKET_COST;
+        if self.bytes + cost > TOTAL_BYTES_MAX || (is_claim && self.claims_bytes + cost > CLAIMS_BYTES_MAX) {
             return Err(DropReason::ParkingFull);
         }
         let packets = self.places.entry(place).or_insert_with(|| {
@@ -73,13 +82,18 @@ impl ParkingLot {
             self.order.push_back((expires, place));
             Packets { expires, ..Packets::default() }
         });
-        if packets.ends.len() >= PACKETS_MAX || packets.bytes.len() + packet.len() > BYTES_MAX {
+        let free = TOTAL_BYTES_MAX - (self.bytes - packets.cost());
+        let room = match place {
+            Place::Claim(_) => PLACE_BYTES_MIN,
+            Place::Down(_) | Place::Up(_) => (free / PLACE_SHARE).clamp(PLACE_BYTES_MIN, PLACE_BYTES_MAX),
+        };
+        if packets.cost() + cost > room || (is_claim && packets.ends.len() >= CLAIM_PACKETS_MAX) {
             return Err(DropReason::ParkingFull);
         }
         packets.bytes.extend_from_slice(packet);
         packets.ends.push(packets.bytes.len());
-        self.bytes += packet.len();
-        self.claims_bytes += if is_claim { packet.len() } else { 0 };
+        self.bytes += cost;
+        self.claims_bytes += if is_claim { cost } else { 0 };
         Ok(())
     }
 
@@ -89,9 +103,9 @@ impl ParkingLot {
             return None;
         }
         let packets = self.places.remove(&place)?;
-        self.bytes -= packets.bytes.len();
+        self.bytes -= packets.cost();
         if let Place::Claim(_) = place {
-            self.claims_bytes -= packets.bytes.len();
+            self.claims_bytes -= packets.cost();
         }
         Some(packets)
     }
@@ -144,12 +158,27 @@ mod tests {
 
     #[test]
     fn one_place_holds_no_more_than_its_bound() {
-        let mut lot = ParkingLot::default();
-        for _ in 0..PACKETS_MAX {
-            lot.park(place(1), b"x", 0).unwrap();
+        for (packet, place) in [(&[0; 1200][..], place(1)), (&[0; 1], place(2)), (&[0; 1], Place::Claim(1))] {
+            let mut lot = ParkingLot::default();
+            let parked = (0..).take_while(|_| lot.park(place, packet, 0).is_ok()).count();
+            let expected = match place {
+                Place::Claim(_) => CLAIM_PACKETS_MAX,
+                Place::Down(_) | Place::Up(_) => PLACE_BYTES_MAX / (packet.len() + PACKET_COST),
+            };
+            assert_eq!(parked, expected, "{place:?}");
+            assert_eq!(lot.park(self::place(3), b"x", 0), Ok(()));
         }
-        assert_eq!(lot.park(place(1), b"x", 0), Err(DropReason::ParkingFull));
-        assert_eq!(lot.park(place(2), b"x", 0), Ok(()));
+    }
+
+    #[test]
+    fn a_few_places_leave_room_for_many() {
+        let mut lot = ParkingLot::default();
+        let packet = [0; 1200];
+        let full: Vec<usize> = (0..=250u8)
+            .map(|n| (0..).take_while(|_| lot.park(place(n), &packet, 0).is_ok()).count())
+            .collect();
+        let least = PLACE_BYTES_MIN / (packet.len() + PACKET_COST);
+        assert!(full[..100].iter().all(|packets| *packets >= least), "{full:?}");
     }
 
     #[test]
@@ -158,7 +187,7 @@ mod tests {
         let packet = vec![0; 60_000];
         let mut parked = 0;
         for a in 0..=255u8 {
-            for _ in 0..2 {
+            for _ in 0..40 {
                 parked += usize::from(lot.park(place(a), &packet, 0).is_ok());
             }
         }
@@ -172,9 +201,9 @@ mod tests {
         let packet = vec![0; 60_000];
         let parked = (0..1000).filter(|n| lot.park(Place::Claim(*n), &packet, 0).is_ok()).count();
         assert!(parked > 0 && parked * packet.len() <= CLAIMS_BYTES_MAX);
-        assert_eq!(lot.park(place(1), &packet, 0), Ok(()));
+        assert_eq!(lot.park(place(1), b"x", 0), Ok(()));
         (0..1000).for_each(|n| drop(lot.take(Place::Claim(n))));
-        assert_eq!((lot.claims_bytes, lot.bytes()), (0, packet.len()));
+        assert_eq!((lot.claims_bytes, lot.bytes()), (0, 1 + PACKET_COST));
         assert_eq!(lot.park(Place::Claim(1), &packet, 0), Ok(()));
     }
 

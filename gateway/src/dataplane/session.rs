@@ -21,7 +21,7 @@ pub(crate) enum Entry {
     Handshake(Box<Handshake>),
     /// A session that this gateway owns.
     Session(Box<Session>),
-    /// Receive-only keys: of a session before its rekey, or of one that was fenced.
+    /// Receive-only keys: of a session whose keys were replaced, or of one that was fenced.
     Retired(Box<Retired>),
 }
 
@@ -159,8 +159,8 @@ pub(crate) struct Retired {
 /// Why keys retired.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Retirement {
-    /// Newer keys of the same epoch are in use here.
-    Rekeyed,
+    /// Newer keys of the same session are in use here: of a rekey, or of another attach to this gateway.
+    Replaced,
     /// The session went to another owner: its packets are relayed there.
     Fenced,
 }

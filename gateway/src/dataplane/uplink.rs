@@ -257,7 +257,7 @@ impl DataPlane {
             opening: std::mem::replace(&mut session.opening, keys.opening),
             inner: session.inner,
             session: session.id,
-            cause: Retirement::Rekeyed,
+            cause: Retirement::Replaced,
         };
         self.entries.replace(old, Entry::Retired(Box::new(retired)));
         self.retired.push_back((tick.now.saturating_add(RETIRED_WAIT), old));
@@ -292,29 +292,23 @@ impl DataPlane {
         };
         let (session, inner) = (retired.session, retired.inner);
         match (retired.cause, opened.content) {
-            (Retirement::Rekeyed, Content::Packet) => {
-                let current = self.by_session.get(&session).and_then(|local| self.entries.get_mut(*local));
-                match current {
-                    Some(Entry::Session(session)) => {
-                        deliver(session, opened.plaintext, wire, &mut self.counters);
-                    }
-                    Some(Entry::Reserved | Entry::Handshake(_) | Entry::Retired(_)) | None => {
-                        self.counters.drop(DropReason::NotActive);
-                    }
-                }
+            (Retirement::Replaced | Retirement::Fenced, Content::Control) => {
+                // A fenced owner answers nothing: the client must learn that it is gone.
+                self.counters.drop(DropReason::NotActive);
             }
-            (Retirement::Fenced, Content::Packet) => {
+            (Retirement::Replaced | Retirement::Fenced, Content::Packet) => {
                 let Some(header) = InnerHeader::parse(opened.plaintext) else {
                     return self.counters.drop(DropReason::InnerMalformed);
                 };
                 if !inner.has(header.source) {
                     return self.counters.drop(DropReason::InnerSource);
                 }
+                // It may have come back here since.
+                let current = self.by_session.get(&session).and_then(|local| self.entries.get_mut(*local));
+                if let Some(Entry::Session(session)) = current {
+                    return deliver(session, opened.plaintext, wire, &mut self.counters);
+                }
                 self.hand_on_uplink(tick, header.source, opened.plaintext, wire);
-            }
-            (Retirement::Rekeyed | Retirement::Fenced, Content::Control) => {
-                // A fenced owner answers nothing: the client must learn that it is gone.
-                self.counters.drop(DropReason::NotActive);
             }
         }
     }

@@ -114,18 +114,30 @@ fn a_confirmation_under_other_keys_confirms_nothing() {
 }
 
 #[test]
-fn a_newer_attach_on_the_same_node_ends_the_older_keys() {
+fn after_a_newer_attach_on_the_same_node_the_older_keys_only_receive() {
     let mut cluster = Cluster::new();
     let mut node = Node::new(&mut cluster, 1);
     let mut client = Client::new(&mut cluster, 1);
     client.attach(&mut node, session(1), 1, &[inner(1)]);
     let old = client.seal(Content::Packet, &packet(inner(1), server(), b"old"));
+    let asks = client.seal(Content::Control, &encode(&Frame::Close { reason: Reason::ClientClosed }));
+    let foreign = client.seal(Content::Packet, &packet(inner(2), server(), b"foreign"));
     client.attach(&mut node, session(1), 2, &[inner(1)]);
     assert_eq!(node.plane.sessions(), 1);
-    node.client_sends(client.address, &old);
-    assert!(node.wire.inner.is_empty(), "the old keys still forward");
+    for datagram in [&old, &old, &asks, &foreign] {
+        node.client_sends(client.address, datagram);
+    }
+    assert_eq!(node.wire.inner, [packet(inner(1), server(), b"old")]);
+    assert!(node.wire.clients.is_empty(), "keys that were replaced answered");
+    assert_eq!(node.plane.sessions(), 1, "keys that were replaced ended the session");
     client.send_packet(&mut node, &packet(inner(1), server(), b"new"));
-    assert_eq!(node.wire.inner.len(), 1);
+    node.inner_sends(&packet(server(), inner(1), b"down"));
+    assert_eq!((node.wire.inner.len(), client.packets(&mut node).len()), (2, 1));
+    let late = client.seal(Content::Packet, &packet(inner(1), server(), b"late"));
+    client.attach(&mut node, session(1), 3, &[inner(1)]);
+    node.advance(3 * SECOND);
+    node.client_sends(client.address, &late);
+    assert_eq!(node.wire.inner.len(), 2, "replaced keys outlived their window");
 }
 
 #[test]

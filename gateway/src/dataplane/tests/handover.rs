@@ -283,3 +283,32 @@ fn without_authority_news_of_an_owner_sends_nothing_that_waits() {
     node.bind(session(1), 2, &[inner(1)], owner);
     assert_eq!(node.wire.mesh.len(), 1);
 }
+
+#[test]
+fn what_was_under_way_before_the_session_left_and_came_back_is_delivered() {
+    let (_, mut old, _, mut client) = pair();
+    let under_way = client.seal(Content::Packet, &packet(inner(1), server(), b"under way"));
+    assert!(old.stop(session(1), 1, StopCause::Moved));
+    old.bind(session(1), 2, &[inner(1)], BindingPhase::Owned(NodeRef(u32::from(NEW))));
+    client.attach(&mut old, session(1), 3, &[inner(1)]);
+    old.client_sends(client.address, &under_way);
+    assert_eq!(old.wire.inner, [packet(inner(1), server(), b"under way")]);
+}
+
+/// The old owner hears of the commit on its stream, the new one from control's answer: either may be first.
+#[test]
+fn what_the_old_owner_relays_before_the_new_one_has_heard_waits_for_it() {
+    let (_, mut old, mut new, mut client) = pair();
+    let up = client.seal(Content::Packet, &packet(inner(1), server(), b"up"));
+    let confirmed = client.confirm(&mut new, Some(session(1)));
+    assert!(old.stop(session(1), 1, StopCause::Moved));
+    old.bind(session(1), 2, &[inner(1)], BindingPhase::Owned(NodeRef(u32::from(NEW))));
+    old.client_sends(client.address, &up);
+    // The new owner handed it to the old one, by what it knew.
+    new.inner_sends(&packet(server(), inner(1), b"down"));
+    carry_mesh(&mut new, &mut old);
+    carry_mesh(&mut old, &mut new);
+    new.accept(&confirmed, session(1), 2, &[inner(1)]);
+    assert_eq!(new.wire.inner, [packet(inner(1), server(), b"up")]);
+    assert_eq!(client.packets(&mut new), [packet(server(), inner(1), b"down")]);
+}
