@@ -111,15 +111,15 @@ fn moved(cluster: &Cluster, before: &Ownership) -> Result<Ownership> {
     Ok(after)
 }
 
-/// Median and largest gap.
-pub fn median_and_max(samples: &[Sample]) -> (f64, f64) {
-    let mut gaps: Vec<_> = samples.iter().map(|sample| sample.gap_ms).collect();
-    gaps.sort_by(f64::total_cmp);
-    let middle = gaps.len() / 2;
-    let median = if gaps.len() % 2 == 0 && middle > 0 {
-        f64::midpoint(gaps[middle - 1], gaps[middle])
+/// Median and largest of some figures.
+pub fn median_and_max(figures: impl IntoIterator<Item = f64>) -> (f64, f64) {
+    let mut sorted: Vec<_> = figures.into_iter().collect();
+    sorted.sort_by(f64::total_cmp);
+    let middle = sorted.len() / 2;
+    let median = if sorted.len() % 2 == 0 && middle > 0 {
+        f64::midpoint(sorted[middle - 1], sorted[middle])
     } else {
-        gaps.get(middle).copied().unwrap_or(f64::NAN)
+        sorted.get(middle).copied().unwrap_or(f64::NAN)
     };
-    (median, gaps.last().copied().unwrap_or(f64::NAN))
+    (median, sorted.last().copied().unwrap_or(f64::NAN))
 }

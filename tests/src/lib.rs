@@ -4,5 +4,6 @@ pub mod dataplane;
 pub mod demo;
 pub mod failover;
 pub mod lab;
+pub mod moves;
 pub mod scenario;
 pub mod support;

@@ -7,10 +7,10 @@ use anyhow::{Context as _, Result, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::etcd::{Etcd, wait_until};
-use super::network::{Host, Network, ReturnRoute, Shape};
+use super::network::{Host, LAN_NETWORK, LAN6_NETWORK, Network, POOL, POOL6, ReturnRoute, Shape};
 use super::ownership::{Ownership, OwnershipWatch};
 use super::process::{Mark, Process};
-use super::programs::{self, Operator, Pki, StoreConfig};
+use super::programs::{self, GATEWAY_PORT, Operator, Pki, StoreConfig};
 use super::run_dir::RunDir;
 
 /// How long a program may take to say that it is ready.
@@ -44,6 +44,8 @@ pub struct Plan {
     pub gateway_settings: String,
     /// Whether control and gateways export audit events to files.
     pub audit: bool,
+    /// Whether the networks and the pool have IPv6 too.
+    pub dual_stack: bool,
 }
 
 impl Plan {
@@ -58,6 +60,7 @@ impl Plan {
             control_settings: String::new(),
             gateway_settings: String::new(),
             audit: true,
+            dual_stack: false,
         }
     }
 
@@ -106,6 +109,9 @@ impl Cluster {
         let shape = Shape { devices: plan.devices, gateways: plan.gateways, controls, stores };
         let network = Network::create(&run.prefix(), shape)?;
         network.route_back(plan.return_route)?;
+        if plan.dual_stack {
+            network.add_ipv6()?;
+        }
         let pki = Pki::init(&run.path().join("pki"))?;
         let operator = Operator::new(&network.controls, pki.issue("operator", "lab", &[])?);
         let etcd = match plan.store {
@@ -159,6 +165,10 @@ impl Cluster {
             &self.plan.control_settings,
             self.run.path(),
         )?;
+        if self.plan.dual_stack {
+            command.arg("--set").arg(format!("pools={POOL},{POOL6}"));
+            command.arg("--set").arg(format!("routes={LAN_NETWORK},{LAN6_NETWORK}"));
+        }
         if self.plan.audit {
             command.arg("--set").arg(format!("audit.file={}", self.audit_file(&name).display()));
         }
@@ -185,6 +195,11 @@ impl Cluster {
             &self.plan.gateway_settings,
             self.run.path(),
         )?;
+        if self.plan.dual_stack {
+            let (v4, v6) = (host.wan_socket(GATEWAY_PORT), host.wan6_socket(GATEWAY_PORT));
+            command.arg("--listen").arg(format!("[::]:{GATEWAY_PORT}"));
+            command.arg("--advertise").arg(format!("{v4},{v6}"));
+        }
         if self.plan.audit {
             command.arg("--audit-file").arg(self.audit_file(&name));
         }
@@ -223,12 +238,18 @@ impl Cluster {
     /// # Errors
     /// When it is not attached in time.
     pub fn up(&mut self, i: usize) -> Result<Ownership> {
+        self.up_with(i, &[])
+    }
+
+    /// The same with more arguments to `jump up`.
+    ///
+    /// # Errors
+    /// When it is not attached in time.
+    pub fn up_with(&mut self, i: usize, arguments: &[&str]) -> Result<Ownership> {
         let host = &self.network.devices[i];
-        let process = Process::spawn(
-            &format!("dev{}", i + 1),
-            programs::device(host, &self.state_dir(i))?,
-            self.run.path(),
-        )?;
+        let mut command = programs::device(host, &self.state_dir(i))?;
+        command.args(arguments);
+        let process = Process::spawn(&format!("dev{}", i + 1), command, self.run.path())?;
         let (line, _) = process.wait_for("that it is attached", Mark::default(), READY_MAX, |line| {
             line.contains(r#""event":"attached""#)
         })?;

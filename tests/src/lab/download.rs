@@ -22,6 +22,7 @@ const STALL_MAX: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub struct WebServer {
     address: SocketAddr,
+    bytes_per_second: Arc<AtomicU64>,
     worker: Option<Worker>,
 }
 
@@ -31,28 +32,43 @@ impl WebServer {
     /// # Errors
     /// When the port cannot be opened.
     pub fn start(host: &Host, port: u16, bytes_per_second: u64) -> Result<Self> {
-        let address = host.lan_socket(port);
+        Self::start_at(host, host.lan_socket(port), bytes_per_second)
+    }
+
+    /// Starts on any address of `host`.
+    ///
+    /// # Errors
+    /// When the port cannot be opened.
+    pub fn start_at(host: &Host, address: SocketAddr, bytes_per_second: u64) -> Result<Self> {
         let listener =
             host.namespace.enter(|| TcpListener::bind(address))?.context("opening the web server")?;
         listener.set_nonblocking(true)?;
+        let bytes_per_second = Arc::new(AtomicU64::new(bytes_per_second));
+        let pace = Arc::clone(&bytes_per_second);
         let worker = Worker::start("web", move |stop| {
             while !stop.load(Ordering::Relaxed) {
                 match listener.accept() {
                     Ok((stream, _)) => {
+                        let pace = Arc::clone(&pace);
                         std::thread::spawn(move || {
-                            let _ = serve(stream, bytes_per_second);
+                            let _ = serve(stream, &pace);
                         });
                     }
                     Err(_) => std::thread::sleep(Duration::from_millis(5)),
                 }
             }
         })?;
-        Ok(Self { address, worker: Some(worker) })
+        Ok(Self { address, bytes_per_second, worker: Some(worker) })
     }
 
     /// Where it listens.
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// Changes the pace, of downloads under way too.
+    pub fn set_pace(&self, bytes_per_second: u64) {
+        self.bytes_per_second.store(bytes_per_second, Ordering::Relaxed);
     }
 
     /// Stops taking connections.
@@ -61,7 +77,7 @@ impl WebServer {
     }
 }
 
-fn serve(stream: TcpStream, bytes_per_second: u64) -> Result<()> {
+fn serve(stream: TcpStream, bytes_per_second: &AtomicU64) -> Result<()> {
     stream.set_nonblocking(false)?;
     stream.set_read_timeout(Some(STALL_MAX))?;
     stream.set_write_timeout(Some(STALL_MAX))?;
@@ -75,14 +91,15 @@ fn serve(stream: TcpStream, bytes_per_second: u64) -> Result<()> {
     write!(out, "HTTP/1.1 200 OK\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n")?;
     let mut source = Rng::new(seed);
     let mut chunk = vec![0u8; CHUNK];
-    let (start, mut sent) = (Instant::now(), 0u64);
+    let (mut due, mut sent) = (Instant::now(), 0u64);
     while sent < length {
         let take = chunk.len().min(usize::try_from(length - sent)?);
         source.fill(&mut chunk);
         out.write_all(&chunk[..take])?;
         sent += take as u64;
-        let due = Duration::from_secs_f64(sent as f64 / bytes_per_second as f64);
-        std::thread::sleep(due.saturating_sub(start.elapsed()));
+        let pace = bytes_per_second.load(Ordering::Relaxed).max(1);
+        due += Duration::from_secs_f64(take as f64 / pace as f64);
+        std::thread::sleep(due.saturating_duration_since(Instant::now()));
     }
     Ok(())
 }

@@ -53,7 +53,7 @@ pub fn route(host: &Host, gateways: &[Host]) -> Result<()> {
         gateway.namespace.ip(&format!("route replace {NETWORK} via {}", host.wan))?;
     }
     super::network::nft(
-        host,
+        &host.namespace,
         &format!(
             "table ip flood {{ counter out {{ }}; counter back {{ }}; \
              chain in {{ type filter hook input priority 0; ip daddr {NETWORK} counter name back drop; }}; \

@@ -1,7 +1,7 @@
 //! The lab's hosts and the two networks between them.
 
 use std::io::Write as _;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::process::Stdio;
 
 use anyhow::{Context as _, Result, ensure};
@@ -12,6 +12,13 @@ use super::namespace::Namespace;
 const WAN: [u8; 3] = [10, 90, 0];
 /// The inner network behind the gateways.
 const LAN: [u8; 3] = [10, 91, 0];
+/// The same networks in IPv6, of a lab that has both; hosts have the same numbers.
+const WAN6: u16 = 0xfd90;
+const LAN6: u16 = 0xfd91;
+/// The inner IPv6 pool of such a lab, and its inner network.
+pub const POOL6: &str = "fd77::/64";
+/// The inner IPv6 network as a route for clients.
+pub const LAN6_NETWORK: &str = "fd91::/64";
 /// The pool of the devices' inner addresses.
 pub const POOL: &str = "10.77.0.0/16";
 /// The inner network as a route for clients.
@@ -47,6 +54,16 @@ impl Host {
         SocketAddr::new(IpAddr::V4(self.wan), port)
     }
 
+    /// The same over IPv6, in a lab that has both.
+    pub fn wan6_socket(&self, port: u16) -> SocketAddr {
+        SocketAddr::new(IpAddr::V6(v6(WAN6, self.wan)), port)
+    }
+
+    /// A socket address on the inner network over IPv6, in a lab that has both.
+    pub fn lan6_socket(&self, port: u16) -> SocketAddr {
+        SocketAddr::new(IpAddr::V6(v6(LAN6, self.lan)), port)
+    }
+
     /// A socket address on the inner network.
     pub fn lan_socket(&self, port: u16) -> SocketAddr {
         SocketAddr::new(IpAddr::V4(self.lan), port)
@@ -80,6 +97,7 @@ pub struct Network {
     /// The server on the inner network.
     pub inner: Host,
     switch: Namespace,
+    prefix: String,
 }
 
 impl Network {
@@ -118,7 +136,38 @@ impl Network {
             namespace.sysctl("net/ipv4/conf/lan/send_redirects", "0")?;
         }
         inner.namespace.sysctl("net/ipv4/fib_multipath_hash_policy", "1")?;
-        Ok(Self { devices, gateways, controls, stores, inner, switch })
+        Ok(Self { devices, gateways, controls, stores, inner, switch, prefix: prefix.to_owned() })
+    }
+
+    /// What the names of its namespaces start with.
+    pub(super) fn prefix(&self) -> &str {
+        &self.prefix
+    }
+
+    /// Connects a namespace to the outer network by `port` of the switch; inside, the link is `link`, without an address.
+    pub(super) fn plug(&self, namespace: &Namespace, port: &str, link: &str) -> Result<()> {
+        self.switch.ip(&format!(
+            "link add {port} type veth peer name {link} netns {}\nlink set {port} master {WAN_LINK} up",
+            namespace.name(),
+        ))
+    }
+
+    /// Gives every host IPv6 addresses besides the others, and the inner server a way back to the IPv6 pool through the
+    /// first gateway.
+    ///
+    /// # Errors
+    /// When `ip` fails.
+    pub fn add_ipv6(&self) -> Result<()> {
+        let groups = [&self.devices, &self.gateways, &self.controls];
+        for host in groups.into_iter().flatten().chain([&self.inner]) {
+            for (link, net, address) in [(WAN_LINK, WAN6, host.wan), (LAN_LINK, LAN6, host.lan)] {
+                if !address.is_unspecified() {
+                    host.namespace.ip(&format!("addr add {}/64 dev {link} nodad", v6(net, address)))?;
+                }
+            }
+        }
+        let gateway = self.gateways.first().context("no gateway")?;
+        self.inner.namespace.ip(&format!("route replace {POOL6} via {}", v6(LAN6, gateway.lan)))
     }
 
     /// Sets the inner server's way back to the pool.
@@ -160,7 +209,7 @@ impl Network {
         let list = others.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
         self.mend(host)?;
         nft(
-            host,
+            &host.namespace,
             &format!(
                 "table ip cut {{ chain in {{ type filter hook input priority 0; ip saddr {{ {list} }} drop; }}; \
                  chain out {{ type filter hook output priority 0; ip daddr {{ {list} }} drop; }}; }}\n"
@@ -174,7 +223,15 @@ impl Network {
     /// When `nft` is missing or refuses.
     pub fn mend(&self, host: &Host) -> Result<()> {
         // Deleting needs the table to exist; declaring it first makes sure.
-        nft(host, "table ip cut\ndelete table ip cut\n")
+        nft(&host.namespace, "table ip cut\ndelete table ip cut\n")
+    }
+
+    /// Filters what `host` takes in by rules in nft's syntax, instead of those before; none lets everything in.
+    ///
+    /// # Errors
+    /// When `nft` is missing or refuses.
+    pub fn wall(&self, host: &Host, rules: &[&str]) -> Result<()> {
+        wall(&host.namespace, "input", rules)
     }
 
     /// Takes a host's outer link down or up at the switch, as if its cable were pulled.
@@ -194,10 +251,25 @@ impl Network {
     }
 }
 
-/// Applies a rule set inside a host.
-pub(super) fn nft(host: &Host, rules: &str) -> Result<()> {
-    let mut child = host
-        .namespace
+fn v6(net: u16, host: Ipv4Addr) -> Ipv6Addr {
+    Ipv6Addr::new(net, 0, 0, 0, 0, 0, 0, u16::from(host.octets()[3]))
+}
+
+/// Replaces the filter of a namespace at `hook` by these rules.
+pub(super) fn wall(namespace: &Namespace, hook: &str, rules: &[&str]) -> Result<()> {
+    let rules: String = rules.iter().map(|rule| format!("  {rule}\n")).collect();
+    nft(
+        namespace,
+        &format!(
+            "table inet wall\ndelete table inet wall\ntable inet wall {{\n chain pass {{\n  \
+             type filter hook {hook} priority 0;\n{rules} }}\n}}\n"
+        ),
+    )
+}
+
+/// Applies a rule set inside a namespace.
+pub(super) fn nft(namespace: &Namespace, rules: &str) -> Result<()> {
+    let mut child = namespace
         .command("nft".as_ref())
         .args(["-f", "-"])
         .stdin(Stdio::piped())

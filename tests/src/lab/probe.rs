@@ -32,7 +32,14 @@ impl EchoServer {
     /// # Errors
     /// When the socket cannot be opened.
     pub fn start(host: &Host, port: u16) -> Result<Self> {
-        let address = host.lan_socket(port);
+        Self::start_at(host, host.lan_socket(port))
+    }
+
+    /// Starts on any address of `host`.
+    ///
+    /// # Errors
+    /// When the socket cannot be opened.
+    pub fn start_at(host: &Host, address: SocketAddr) -> Result<Self> {
         let socket = host.namespace.enter(|| UdpSocket::bind(address))?.context("opening the echo socket")?;
         socket.set_read_timeout(Some(STOP_CHECK))?;
         let arrivals = Arc::new(Mutex::new(Vec::new()));
@@ -115,7 +122,7 @@ impl Probe {
     /// When the socket cannot be opened.
     pub fn start(device: &Host, server: SocketAddr) -> Result<Self> {
         let socket = device.namespace.enter(|| {
-            let socket = UdpSocket::bind("0.0.0.0:0")?;
+            let socket = UdpSocket::bind(if server.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" })?;
             socket.connect(server)?;
             Ok::<_, std::io::Error>(socket)
         })?;
@@ -177,6 +184,32 @@ impl Probe {
     pub fn wait_for_echoes(&self, more: usize, timeout: Duration) -> Result<()> {
         let goal = self.answered() + more;
         super::etcd::wait_until("the probe's echoes come back", timeout, || self.answered() >= goal)
+    }
+
+    /// Probes sent between two instants whose echo has not come.
+    pub fn lost_between(&self, from: Instant, to: Instant) -> usize {
+        let record = self.record.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut answered = vec![false; record.sent.len()];
+        for (number, _) in &record.echoes {
+            if let Some(slot) = usize::try_from(*number).ok().and_then(|number| answered.get_mut(number)) {
+                *slot = true;
+            }
+        }
+        let sent = record.sent.iter().zip(answered);
+        sent.filter(|(at, answered)| (from..=to).contains(*at) && !answered).count()
+    }
+
+    /// The median time from a probe to its echo.
+    pub fn round_trip(&self) -> Duration {
+        let record = self.record.lock().unwrap_or_else(PoisonError::into_inner);
+        let sent = |number: u64| record.sent.get(usize::try_from(number).ok()?);
+        let mut times: Vec<Duration> = record
+            .echoes
+            .iter()
+            .filter_map(|(number, at)| Some(at.saturating_duration_since(*sent(*number)?)))
+            .collect();
+        times.sort_unstable();
+        times.get(times.len() / 2).copied().unwrap_or_default()
     }
 
     /// What it saw since `from` (the whole run when `None`), without stopping it.

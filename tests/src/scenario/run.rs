@@ -152,6 +152,7 @@ fn plan(scenario: &Scenario) -> Result<Plan> {
         control_settings: toml::to_string(&topology.control)?,
         gateway_settings: toml::to_string(&topology.gateway)?,
         audit: true,
+        dual_stack: false,
     })
 }
 
