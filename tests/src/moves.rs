@@ -252,7 +252,7 @@ impl Scene {
         probe.wait_for_echoes(CALM_ECHOES, SOON)?;
         let end = Instant::now();
         if let Some((_, transport)) = change.wall() {
-            let status = self.status()?;
+            let status = self.cluster.status(0)?;
             ensure!(status["transport"] == transport, "{change:?} ended with {}", status["transport"]);
         }
         let gap = probe.report_since(Some(at)).longest_gap;
@@ -338,17 +338,6 @@ impl Scene {
             gap_ms: millis(gap),
             lost: probe.lost_between(around, end),
         })
-    }
-
-    /// What `jump status` says.
-    ///
-    /// # Errors
-    /// When the client does not answer.
-    pub fn status(&self) -> Result<Value> {
-        let state = self.cluster.state_dir(0);
-        let arguments = ["--state-dir", &state.to_string_lossy(), "status", "--output", "json"];
-        let text = crate::lab::programs::output(&self.cluster.network.devices[0], "jump", &arguments)?;
-        serde_json::from_str(&text).context("the output of jump status")
     }
 
     /// The session's inner IPv4 address.

@@ -260,16 +260,24 @@ impl Cluster {
         self.ownership(session)
     }
 
+    /// What `jump status` says on device `i`.
+    ///
+    /// # Errors
+    /// When the client does not answer.
+    pub fn status(&self, i: usize) -> Result<serde_json::Value> {
+        let state = self.state_dir(i);
+        let arguments = ["--state-dir", &state.to_string_lossy(), "status", "--output", "json"];
+        let status = programs::output(&self.network.devices[i], "jump", &arguments)?;
+        serde_json::from_str(&status).context("the output of jump status")
+    }
+
     /// The session id of device `i`, from `jump status`.
     ///
     /// # Errors
     /// When the device has no session.
     pub fn session_of(&self, i: usize) -> Result<String> {
-        let state = self.state_dir(i);
-        let arguments = ["--state-dir", &state.to_string_lossy(), "status", "--output", "json"];
-        let status = programs::output(&self.network.devices[i], "jump", &arguments)?;
-        let status: serde_json::Value = serde_json::from_str(&status)?;
-        Ok(status
+        Ok(self
+            .status(i)?
             .get("session_id")
             .and_then(|s| s.as_str())
             .context("jump status names no session")?

@@ -118,7 +118,7 @@ impl Weather {
         self.set(Impairment::default());
         self.block_tcp(false)?;
         crate::lab::etcd::wait_until("the session is attached", SOON, || {
-            self.status().is_ok_and(|status| status["state"] == "ATTACHED")
+            self.cluster.status(0).is_ok_and(|status| status["state"] == "ATTACHED")
         })?;
         self.probe.wait_for_echoes(40, SOON)?;
         let chronicle = self.chronicle(mark)?;
@@ -139,13 +139,6 @@ impl Weather {
         );
         ensure!(self.cluster.session_of(0)? == self.before.session, "the session was reset");
         Ok(chronicle)
-    }
-
-    fn status(&self) -> Result<Value> {
-        let state = self.cluster.state_dir(0);
-        let arguments = ["--state-dir", &state.to_string_lossy(), "status", "--output", "json"];
-        let text = crate::lab::programs::output(&self.cluster.network.devices[0], "jump", &arguments)?;
-        serde_json::from_str(&text).context("the output of jump status")
     }
 
     fn chronicle(&self, mark: Mark) -> Result<Chronicle> {
