@@ -16,6 +16,11 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM, ChaCha20Poly1305
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+try:
+    from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PrivateKey
+except ImportError:  # An older package: ML-KEM's own two values are then taken as published.
+    MLKEM768PrivateKey = None
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 V = json.loads((ROOT / "crates/crypto/vectors/v1.json").read_text())
 unhex = bytes.fromhex
@@ -69,8 +74,9 @@ def kdf(label, secret, info=b""):
 class Suite:
     def __init__(self, number):
         self.number = number
-        self.chacha = number == 1
-        self.name = b"Noise_IK_25519_ChaChaPoly_BLAKE2s" if self.chacha else b"Noise_IK_25519_AESGCM_SHA256"
+        self.chacha, self.hybrid = number in (1, 3), number > 2
+        self.name = b"Noise_IKpsk2_25519_" if self.hybrid else b"Noise_IK_25519_"
+        self.name += b"ChaChaPoly_BLAKE2s" if self.chacha else b"AESGCM_SHA256"
         self.hash_name = "blake2s" if self.chacha else "sha256"
 
     def hash(self, data):
@@ -104,6 +110,19 @@ class Noise:
     def mix_key(self, data):
         self.ck, self.key = self.hkdf(data)
         self.counter = 0
+
+    def mix_ephemeral(self, key):
+        """Token "e"; where a pattern has a psk, the public key is mixed into the chaining key too (§9.2)."""
+        self.mix_hash(key)
+        if self.suite.hybrid:
+            self.mix_key(key)
+
+    def mix_key_and_hash(self, data):
+        temp = self.suite.hmac(self.ck, data)
+        self.ck = self.suite.hmac(temp, b"\x01")
+        hashed = self.suite.hmac(temp, self.ck + b"\x02")
+        self.key, self.counter = self.suite.hmac(temp, hashed + b"\x03"), 0
+        self.mix_hash(hashed)
 
     def encrypt(self, text):
         sealed = self.suite.seal(self.key, self.counter, self.h, text)
@@ -162,14 +181,16 @@ def attach_init(suite, v, cookie=None):
     noise = Noise(suite, b"jumping-vpn attach v1\0" + header)
     noise.mix_hash(cluster_public)
     ephemeral = unhex(v["client_ephemeral_private"])
-    noise.mix_hash(public(ephemeral))
+    noise.mix_ephemeral(public(ephemeral))
     noise.mix_key(dh(ephemeral, cluster_public))
     message = public(ephemeral) + noise.encrypt(public(device))
     noise.mix_key(dh(device, cluster_public))
     payload = bytes([1, 1 if intent["session"] else 0]) + be(intent["reason"], 2) + be(intent["capabilities"], 4)
     payload += unhex(intent["session"]) + be(intent["attach_seq"], 8) + be(intent["last_epoch"], 8)
     payload += unhex(intent["attempt"]) + be(intent["key_set"], 8) + b"".join(map(unhex, intent["grant_keys"]))
-    message += noise.encrypt(payload.ljust(500, b"\0"))
+    if suite.hybrid:
+        payload += unhex(v["kem"]["encapsulation_key"])
+    message += noise.encrypt(payload.ljust(1300 if suite.hybrid else 500, b"\0"))
     init = header + message
     init += mac(kdf("jumping-vpn mac1 v1", cluster_public), init)
     return noise, init + (mac(cookie, init) if cookie else bytes(16))
@@ -190,16 +211,25 @@ for v in V["handshake"]:
     hint = mac(kdf("jumping-vpn reattach hint v1", cluster), gateway_index)
     same("hint", hint, v["hint"])
     ephemeral, client = unhex(v["gateway_ephemeral_private"]), public(unhex(v["client_ephemeral_private"]))
-    noise.mix_hash(public(ephemeral))
+    noise.mix_ephemeral(public(ephemeral))
     noise.mix_key(dh(ephemeral, client))
     noise.mix_key(dh(ephemeral, public(device)))
+    ciphertext = b""
+    if suite.hybrid:
+        kem = v["kem"]
+        ciphertext = unhex(kem["ciphertext"])
+        if MLKEM768PrivateKey:
+            secret = MLKEM768PrivateKey.from_seed_bytes(unhex(kem["seed"]))
+            same("encapsulation key", secret.public_key().public_bytes_raw(), kem["encapsulation_key"])
+            same("shared secret", secret.decapsulate(ciphertext), kem["shared_secret"])
+        noise.mix_key_and_hash(kdf("jumping-vpn hybrid v1", unhex(kem["shared_secret"]), ciphertext))
     payload = bytes([1, len(v["roster"])]) + hint + b"".join(map(address, v["roster"]))
     message = public(ephemeral) + noise.encrypt(payload)
     to_gateway, to_client = noise.hkdf(b"")
     same("handshake hash", noise.h, v["handshake_hash"])
     header = bytes([2, 1, suite.number, 0]) + client_index + gateway_index + be(len(message), 2) + bytes(2)
     proof = be(len(certificate), 2) + certificate + sign(node_seed, b"jumping-vpn node proof v1\0" + noise.h)
-    same("AttachReply", header + message + suite.seal(to_client, 0, header, proof), v["attach_reply"])
+    same("AttachReply", header + ciphertext + message + suite.seal(to_client, 0, header, proof), v["attach_reply"])
     records("client", suite, to_gateway, gateway_index, v["records_to_gateway"])
     records("gateway", suite, to_client, client_index, v["records_to_client"])
 

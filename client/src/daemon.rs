@@ -149,7 +149,7 @@ fn client(
         verifier: profile.verifier()?,
         key_set: profile.key_set_serial,
         gateways,
-        suite: Suite::preferred(),
+        suite: Suite::preferred().with_hybrid(profile.hybrid),
         transports: transports.to_vec(),
         tuning: Tuning::default(),
     };

@@ -73,6 +73,7 @@ pub(crate) fn profile_from(wire: WireProfile, control: &str, ca: &str) -> Result
         grant_keys: keys("grant_keys", &wire.grant_keys)?,
         gateways: gateways.map_err(|_| bad_profile("gateways are not addresses"))?,
         key_set_serial: wire.key_set_serial,
+        hybrid: wire.hybrid,
         control_ca: ca.to_owned(),
     })
 }
@@ -97,8 +98,9 @@ mod tests {
             grant_keys: vec![vec![2; 32]],
             gateways: vec!["192.0.2.1:51820".to_owned()],
             key_set_serial: 1,
+            hybrid: true,
         };
-        assert!(profile_from(good.clone(), "c:1", "").is_ok());
+        assert!(profile_from(good.clone(), "c:1", "").is_ok_and(|profile| profile.hybrid));
         let short = WireProfile { cluster_keys: vec![vec![1; 31]], ..good.clone() };
         assert!(profile_from(short, "c:1", "").is_err());
         let none = WireProfile { grant_keys: vec![], ..good.clone() };

@@ -49,6 +49,9 @@ pub struct Profile {
     /// The serial of the key set that the keys are of; grows as control rotates keys.
     #[serde(default)]
     pub key_set_serial: u64,
+    /// Whether attaches are hybrid (X25519 and ML-KEM-768), as control says.
+    #[serde(default)]
+    pub hybrid: bool,
     /// Control's CA certificate, PEM, as the enrolment token carried it.
     #[serde(default)]
     pub control_ca: String,
@@ -130,6 +133,7 @@ impl Profile {
         self.cluster_keys = keys.cluster.iter().map(|key| hex::encode(&key.0)).collect();
         self.grant_keys = keys.grant.iter().map(|key| hex::encode(key)).collect();
         self.key_set_serial = keys.serial;
+        self.hybrid = keys.hybrid;
         self
     }
 }

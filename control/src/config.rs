@@ -68,8 +68,8 @@ pub struct Config {
     pub handover_wait: Duration,
     /// The bounds of sessions.
     pub policy: SessionPolicy,
-    /// How keys overlap.
-    pub keys: KeyTimes,
+    /// How keys overlap, and of what kind they are.
+    pub keys: KeySettings,
     /// Networks that clients send into the tunnel.
     pub routes: Vec<IpNet>,
     /// DNS servers inside.
@@ -86,13 +86,15 @@ pub struct Config {
     pub observability: Observability,
 }
 
-/// How keys overlap when they are rotated.
+/// How keys overlap when they are rotated, and of what kind they are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct KeyTimes {
+pub struct KeySettings {
     /// Of the cluster's and the grant keys.
     pub ring: RingPolicy,
     /// How long a device's old key serves beside its new one.
     pub device_overlap: Duration,
+    /// Whether devices are told to use the hybrid suites.
+    pub hybrid: bool,
 }
 
 /// Logs.
@@ -139,6 +141,11 @@ pub const SETTINGS: &[(&str, &str, &str)] = &[
     ("keys.announce", "10m", "how long a new cluster or grant key is announced before it comes into use"),
     ("keys.overlap", "30d", "how long a replaced cluster or grant key is still accepted"),
     ("keys.device_overlap", "1h", "how long a device's old key serves beside its new one"),
+    (
+        "keys.hybrid",
+        "false",
+        "whether devices use the hybrid suites (X25519 and ML-KEM-768); set it once every gateway knows them",
+    ),
     ("routes", "", "networks that clients send into the tunnel (CIDR); the pools always are"),
     ("dns", "", "DNS servers that clients use"),
     ("mtu", "1280", "largest inner packet, in bytes"),
@@ -188,12 +195,13 @@ impl Config {
                 sessions_per_device_max: reader.parse("policy.sessions_per_device_max", "a number"),
                 address_quarantine: reader.duration("policy.address_quarantine"),
             },
-            keys: KeyTimes {
+            keys: KeySettings {
                 ring: RingPolicy {
                     announce_seconds: reader.duration("keys.announce").as_secs(),
                     overlap_seconds: reader.duration("keys.overlap").as_secs(),
                 },
                 device_overlap: reader.duration("keys.device_overlap"),
+                hybrid: reader.parse("keys.hybrid", "true or false"),
             },
             routes: reader.list("routes", "a network, for example 192.168.0.0/16"),
             dns: reader.list("dns", "an IP address"),

@@ -73,6 +73,7 @@ impl KeyRings {
     pub async fn load(
         store: &SharedStore,
         policy: RingPolicy,
+        hybrid: bool,
         entropy: &Mutex<Box<dyn Entropy>>,
     ) -> Result<Self, KeyRingError> {
         let paths = Purpose::ALL.map(|purpose| purpose.path().to_owned());
@@ -81,7 +82,7 @@ impl KeyRings {
             if let [Some(cluster), Some(grant)] = &snapshot.values[..] {
                 let cluster = Ring::read(Purpose::Cluster, cluster)?;
                 let grant = Ring::read(Purpose::Grant, grant)?;
-                return Self::of(&cluster, &grant, policy);
+                return Self::of(&cluster, &grant, policy, hybrid);
             }
             let missing = Purpose::ALL.into_iter().zip(&snapshot.values).filter(|(_, value)| value.is_none());
             for (purpose, _) in missing {
@@ -99,15 +100,16 @@ impl KeyRings {
         }
     }
 
-    fn of(cluster: &Ring, grant: &Ring, policy: RingPolicy) -> Result<Self, KeyRingError> {
+    fn of(cluster: &Ring, grant: &Ring, policy: RingPolicy, hybrid: bool) -> Result<Self, KeyRingError> {
         let now = clock::unix_seconds();
         let cluster_secrets: Vec<ClusterSecret> =
             cluster.accepted(policy, now)?.iter().map(|secret| ClusterSecret::from_bytes(**secret)).collect();
         let grant_secrets = grant.accepted(policy, now)?;
         let claims = KeySetClaims {
-            // Each term grows with every change of its ring, so the sum grows with every change of either.
-            serial: cluster.changed().saturating_add(grant.changed()),
-            hybrid: false,
+            // Each term grows with every change of its ring, so the sum grows with every change of either. The last bit makes
+            // the set that asks for the hybrid suites the newer one: a replica with another setting cannot take it back.
+            serial: (cluster.changed().saturating_add(grant.changed()) << 1) | u64::from(hybrid),
+            hybrid,
             cluster: cluster_secrets.iter().map(ClusterSecret::public).collect(),
             grant: grant_secrets.iter().map(|seed| GrantSigner::from_seed(seed).public()).collect(),
         };

@@ -147,7 +147,8 @@ impl Replica {
         let store: SharedStore = Arc::new(MeasuredStore::new(store));
         let (tls, ca) = tls(&config)?;
         let entropy: Arc<Mutex<Box<dyn Entropy>>> = Arc::new(Mutex::new(Box::new(OsEntropy::new()?)));
-        let keys = Arc::new(ArcSwap::from_pointee(KeyRings::load(&store, config.keys.ring, &entropy).await?));
+        let rings = KeyRings::load(&store, config.keys.ring, config.keys.hybrid, &entropy).await?;
+        let keys = Arc::new(ArcSwap::from_pointee(rings));
         let listener = TcpListener::bind(config.listen)
             .await
             .map_err(|error| ServeError::Listen { address: config.listen, error })?;
@@ -166,7 +167,11 @@ impl Replica {
         routes.extend(config.routes.iter().copied().filter(|route| !config.pools.contains(route)));
         let context = Arc::new(Context {
             registry: Registry::new(Arc::clone(&store), Arc::clone(&bindings), config.lease_ttl),
-            keeper: Keeper { store: Arc::clone(&store), policy: config.keys.ring },
+            keeper: Keeper {
+                store: Arc::clone(&store),
+                policy: config.keys.ring,
+                hybrid: config.keys.hybrid,
+            },
             devices: Devices { store, arbiter: arbiter.clone(), overlap: config.keys.device_overlap },
             arbiter,
             bindings,
@@ -313,7 +318,7 @@ async fn reload_keys(context: &Context, advance: bool) -> Result<(), KeyRingErro
         }
     }
     let Context { keeper, entropy, keys, .. } = context;
-    keys.store(Arc::new(KeyRings::load(&keeper.store, keeper.policy, entropy).await?));
+    keys.store(Arc::new(KeyRings::load(&keeper.store, keeper.policy, keeper.hybrid, entropy).await?));
     Ok(())
 }
 

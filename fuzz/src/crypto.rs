@@ -8,7 +8,7 @@ use jump_crypto::cookie::{Admission, Gate, ReattachHint, open_cookie_reply};
 use jump_crypto::entropy::{Entropy, EntropyError};
 use jump_crypto::grant::Grant;
 use jump_crypto::handshake::{
-    AttachIntent, Established, INIT_LEN, Initiation, InitiationInput, REPLY_LEN_MAX, Responder, Suite,
+    AttachIntent, Established, Initiation, InitiationInput, REPLY_LEN_MAX, Responder, Suite,
 };
 use jump_crypto::ids::{AttachSeq, AttemptId, Epoch, Incarnation, ReceiverIndex};
 use jump_crypto::key_set::{KeySet, KeySetClaims};
@@ -59,13 +59,15 @@ pub(crate) fn attach_init(input: &[u8]) {
 
 fn attach_init_seeds() -> Vec<Vec<u8>> {
     let world = World::new();
-    [Suite::ChaChaPolyBlake2s, Suite::AesGcmSha256].map(|suite| world.start(suite).1.to_vec()).to_vec()
+    Suite::ALL.map(|suite| world.start(suite).1).to_vec()
 }
 
 /// A client reads an AttachReply; whatever it was, the true reply still counts afterwards.
 pub(crate) fn attach_reply(input: &[u8]) {
     let world = World::new();
-    let (mut initiation, init) = world.start(Suite::ChaChaPolyBlake2s);
+    // The client's own suite is that of the reply, so that mutations get past the header in both kinds.
+    let hybrid = input.get(2).is_some_and(|suite| *suite == Suite::HybridChaChaPolyBlake2s as u8);
+    let (mut initiation, init) = world.start(Suite::ChaChaPolyBlake2s.with_hybrid(hybrid));
     let (reply, _) = world.answer(&init);
     match initiation.finish(input, &world.verifier(), NOW) {
         Ok(_) => assert_eq!(input, reply, "a reply that no gateway made was accepted"),
@@ -75,8 +77,9 @@ pub(crate) fn attach_reply(input: &[u8]) {
 
 fn attach_reply_seeds() -> Vec<Vec<u8>> {
     let world = World::new();
-    let (_, init) = world.start(Suite::ChaChaPolyBlake2s);
-    vec![world.answer(&init).0]
+    [false, true]
+        .map(|hybrid| world.answer(&world.start(Suite::ChaChaPolyBlake2s.with_hybrid(hybrid)).1).0)
+        .to_vec()
 }
 
 /// A gateway opens records: each input byte string is one datagram, behind its length.
@@ -201,8 +204,8 @@ impl World {
         GrantVerifier::new(&[self.signer.public()])
     }
 
-    fn start(&self, suite: Suite) -> (Initiation, [u8; INIT_LEN]) {
-        let mut init = [0; INIT_LEN];
+    fn start(&self, suite: Suite) -> (Initiation, Vec<u8>) {
+        let mut init = vec![0; suite.init_len()];
         let input = InitiationInput {
             device: &self.device,
             cluster: &self.cluster.public(),

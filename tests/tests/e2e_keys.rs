@@ -16,7 +16,9 @@ use jump_tests::lab::programs::{self, GATEWAY_PORT};
 use jump_tests::support;
 use rustix::process::Signal;
 
-/// A revoked session must be gone within this long even on a machine that does much else; the promise is a second.
+/// A revoked session is gone within a second: of several revocations, the median must be. The machine may stop for longer once.
+const REVOKED: Duration = Duration::from_secs(1);
+/// No revocation may take longer, whatever else the machine does.
 const REVOKED_MAX: Duration = Duration::from_secs(5);
 
 fn bare(cluster: &Cluster, host: usize, keys: ClusterKeys, device: usize) -> BareDevice {
@@ -50,23 +52,17 @@ fn fail_over(cluster: &Cluster, before: &Ownership) -> Ownership {
     last.unwrap()
 }
 
-#[test]
-fn a_revoked_device_is_cut_off_with_key_revoked_across_the_cluster() {
-    let _one = support::one_at_a_time().unwrap();
-    let plan = Plan { devices: 2, ..Plan::small("revoke") }.with_store(Store::Etcd);
-    let mut cluster = Cluster::start(&plan).unwrap();
-    let echo = EchoServer::start(&cluster.network.inner, 7).unwrap();
-    let session = cluster.up(0).unwrap();
-    let other = cluster.up(1).unwrap();
-    let probe = Probe::start(&cluster.network.devices[0], echo.address()).unwrap();
+/// Brings a device up, revokes it under traffic, and returns how long its session outlived the command.
+fn revoke(cluster: &mut Cluster, echo: &EchoServer, number: usize) -> Duration {
+    let session = cluster.up(number).unwrap();
+    let probe = Probe::start(&cluster.network.devices[number], echo.address()).unwrap();
     probe.wait_for_echoes(40, support::SOON).unwrap();
-    let key = device_key(&cluster.state_dir(0)).unwrap().public().to_string();
-
+    let key = device_key(&cluster.state_dir(number)).unwrap().public().to_string();
     let asked = Instant::now();
-    let answer = jumpctl(&cluster, &["devices", "revoke", &key, "--yes"]);
+    let answer = jumpctl(cluster, &["devices", "revoke", &key, "--yes"]);
     let answered = asked.elapsed();
     assert_eq!(answer[0]["terminated_sessions"], 1);
-    let device = cluster.devices[0].as_mut().unwrap();
+    let device = cluster.devices[number].as_mut().unwrap();
     device
         .wait_for("that it was revoked", Mark::default(), support::SOON, |line| {
             line.contains(r#""event":"terminated""#) && line.contains("KEY_REVOKED")
@@ -82,9 +78,21 @@ fn a_revoked_device_is_cut_off_with_key_revoked_across_the_cluster() {
         told.as_millis(),
         last.as_millis()
     );
-    assert!(told < REVOKED_MAX && last < REVOKED_MAX, "{told:?} {last:?}");
     let ended = cluster.ownership(&session.session).unwrap();
     assert_eq!((ended.phase.as_str(), ended.reason.as_str()), ("TERMINATED", "KEY_REVOKED"));
+    told.max(last)
+}
+
+#[test]
+fn a_revoked_device_is_cut_off_with_key_revoked_across_the_cluster() {
+    let _one = support::one_at_a_time().unwrap();
+    let plan = Plan { devices: 4, ..Plan::small("revoke") }.with_store(Store::Etcd);
+    let mut cluster = Cluster::start(&plan).unwrap();
+    let echo = EchoServer::start(&cluster.network.inner, 7).unwrap();
+    let other = cluster.up(3).unwrap();
+    let mut took: Vec<Duration> = (0..3).map(|device| revoke(&mut cluster, &echo, device)).collect();
+    took.sort();
+    assert!(took[1] < REVOKED && took[2] < REVOKED_MAX, "{took:?}");
     // No gateway takes the device any more, and nobody else noticed.
     let mut hand = bare(&cluster, 0, ClusterKeys::of_profile(&cluster.state_dir(0)).unwrap(), 0);
     for gateway in &cluster.network.gateways {
@@ -161,6 +169,36 @@ fn a_rotation_of_cluster_and_grant_key_strands_no_device_and_the_old_keys_are_re
     }
     let report = probe.stop();
     println!("rotation with three failovers: longest gap {} ms", report.longest_gap.as_millis());
+}
+
+#[test]
+fn where_control_asks_for_it_every_attach_is_hybrid_and_a_device_that_knows_nothing_of_it_attaches_too() {
+    let _one = support::one_at_a_time().unwrap();
+    let plan =
+        Plan { devices: 2, control_settings: "[keys]\nhybrid = true\n".to_owned(), ..Plan::small("hybrid") };
+    let mut cluster = Cluster::start(&plan).unwrap();
+    let echo = EchoServer::start(&cluster.network.inner, 7).unwrap();
+    let born = cluster.up(0).unwrap();
+    let suite = |cluster: &Cluster| {
+        let state = cluster.state_dir(0);
+        let arguments = ["--state-dir", &state.to_string_lossy(), "--output", "json", "status"];
+        let answer = programs::output(&cluster.network.devices[0], "jump", &arguments).unwrap();
+        let status: serde_json::Value = serde_json::from_str(&answer).unwrap();
+        status["suite"].as_str().unwrap_or_default().to_owned()
+    };
+    assert!(suite(&cluster).contains("ML-KEM-768"), "{}", suite(&cluster));
+    let probe = Probe::start(&cluster.network.devices[0], echo.address()).unwrap();
+    probe.wait_for_echoes(40, support::SOON).unwrap();
+    fail_over(&cluster, &born);
+    probe.wait_for_echoes(40, support::SOON).unwrap();
+    assert!(suite(&cluster).contains("ML-KEM-768"), "{}", suite(&cluster));
+    probe.stop();
+    // An older device says nothing of hybrid suites, and is answered in its own.
+    let mut older = bare(&cluster, 1, ClusterKeys::of_profile(&cluster.state_dir(1)).unwrap(), 1);
+    let intent = older.intent(None, 1, Reason::Birth).unwrap();
+    let gateway = cluster.network.gateways[0].wan_socket(GATEWAY_PORT);
+    let (result, _) = older.attach(&intent, gateway, support::SOON).unwrap();
+    assert!(matches!(result, AttachResult::Accepted { .. }), "{result:?}");
 }
 
 #[test]

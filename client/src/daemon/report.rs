@@ -27,6 +27,9 @@ pub struct Report {
     pub node_id: Option<String>,
     /// Its address.
     pub gateway: Option<SocketAddr>,
+    /// How the session's keys were agreed, and what seals its records.
+    #[serde(default)]
+    pub suite: Option<String>,
     /// Inner addresses.
     pub inner_addresses: Vec<IpAddr>,
     /// The interface.
@@ -153,6 +156,7 @@ impl Report {
             binding: status.binding,
             node_id: status.owner.as_ref().map(|(node, _)| node.to_string()),
             gateway: status.owner.as_ref().map(|(_, gateway)| *gateway),
+            suite: status.suite.map(|suite| suite.describe().to_owned()),
             inner_addresses: status.inner,
             interface: around.interface.to_owned(),
             routes: around.routes,
@@ -235,6 +239,7 @@ impl Report {
             ("interface", format!("{}, MTU {}", self.interface, self.mtu)),
             ("routes", list(self.routes.clone())),
             ("path", self.path_text()),
+            ("keys", self.suite.clone().unwrap_or_else(|| "-".to_owned())),
             ("last heard", heard),
             (
                 "traffic",

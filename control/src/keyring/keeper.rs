@@ -35,6 +35,8 @@ pub struct Keeper {
     pub store: SharedStore,
     /// How long keys overlap.
     pub policy: RingPolicy,
+    /// Whether devices are told to use the hybrid suites.
+    pub hybrid: bool,
 }
 
 impl Keeper {

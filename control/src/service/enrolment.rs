@@ -121,6 +121,7 @@ fn profile(context: &Context, device_name: String) -> wire::Profile {
         grant_keys: keys.claims.grant.iter().map(|key| key.to_vec()).collect(),
         gateways: live.flat_map(|(node, _)| node.record.endpoints.clone()).collect(),
         key_set_serial: keys.claims.serial,
+        hybrid: keys.claims.hybrid,
     }
 }
 

@@ -22,6 +22,10 @@ const NOW: u64 = 1_800_000_000;
 const PLAINTEXT_LEN: usize = 1400;
 const SUITES: [(&str, Suite); 2] =
     [("chacha20-poly1305", Suite::ChaChaPolyBlake2s), ("aes-256-gcm", Suite::AesGcmSha256)];
+const HYBRID_SUITES: [(&str, Suite); 2] = [
+    ("hybrid-chacha20-poly1305", Suite::HybridChaChaPolyBlake2s),
+    ("hybrid-aes-256-gcm", Suite::HybridAesGcmSha256),
+];
 
 struct World {
     entropy: OsEntropy,
@@ -49,8 +53,8 @@ impl World {
         Self { entropy, device, cluster, signer, responder }
     }
 
-    fn start(&mut self, suite: Suite) -> (Initiation, [u8; INIT_LEN]) {
-        let mut init = [0; INIT_LEN];
+    fn start(&mut self, suite: Suite) -> (Initiation, Vec<u8>) {
+        let mut init = vec![0; suite.init_len()];
         let intent = AttachIntent {
             session: None,
             attach_seq: AttachSeq(1),
@@ -91,14 +95,22 @@ impl World {
 
 fn handshake(c: &mut Criterion) {
     let mut group = c.benchmark_group("handshake");
-    for (name, suite) in SUITES {
+    for ((name, suite), cold) in
+        SUITES.into_iter().chain(HYBRID_SUITES).flat_map(|suite| [(suite, true), (suite, false)])
+    {
         let mut world = World::new();
-        let verifier = GrantVerifier::new(&[world.signer.public()]);
-        group.bench_function(format!("client/{name}"), |b| {
-            // Both halves of the client's work; the gateway's answer is made outside the measurement.
+        let mut verifier = GrantVerifier::new(&[world.signer.public()]);
+        let warmth = if cold { "cold" } else { "warm" };
+        group.bench_function(format!("client-{warmth}/{name}"), |b| {
+            // Both halves of the client's work; the gateway's answer is made outside the measurement. Cold: the first
+            // attach of a process, to a gateway that it has not met. Warm: any later one to a gateway that it knows.
             b.iter_custom(|rounds| {
                 let mut spent = std::time::Duration::ZERO;
                 for _ in 0..rounds {
+                    if cold {
+                        world.device = DeviceSecret::from_bytes(*world.device.expose());
+                        verifier = GrantVerifier::new(&[world.signer.public()]);
+                    }
                     let begun = std::time::Instant::now();
                     let (mut initiation, init) = world.start(suite);
                     spent += begun.elapsed();
@@ -110,11 +122,45 @@ fn handshake(c: &mut Criterion) {
                 spent
             });
         });
-        group.bench_function(format!("gateway/{name}"), |b| {
-            let (_, init) = world.start(suite);
-            b.iter(|| black_box(world.answer(&init)));
-        });
+        if cold {
+            group.bench_function(format!("gateway/{name}"), |b| {
+                let (_, init) = world.start(suite);
+                b.iter(|| black_box(world.answer(&init)));
+            });
+        }
     }
+    group.finish();
+}
+
+/// What a handshake is made of, each primitive alone: where its microseconds go.
+fn primitives(c: &mut Criterion) {
+    use ring::signature::{ED25519, Ed25519KeyPair, KeyPair, UnparsedPublicKey};
+    use x25519_dalek::{PublicKey, StaticSecret};
+
+    let mut group = c.benchmark_group("primitive");
+    let (ours, peer) = (StaticSecret::from([1; 32]), PublicKey::from(&StaticSecret::from([2; 32])));
+    group.bench_function("x25519-agree", |b| b.iter(|| black_box(&ours).diffie_hellman(black_box(&peer))));
+    group.bench_function("x25519-public", |b| b.iter(|| PublicKey::from(black_box(&ours))));
+    let pair = Ed25519KeyPair::from_seed_unchecked(&[3; 32]).unwrap();
+    let signature = pair.sign(&[4; 58]);
+    let verifier = UnparsedPublicKey::new(&ED25519, pair.public_key().as_ref());
+    let seed = ml_kem::Seed::from([5; 64]);
+    let secret = ml_kem::ml_kem_768::DecapsulationKey::from_seed(seed);
+    let (ciphertext, _) = secret.encapsulation_key().encapsulate_deterministic(&[6; 32].into());
+    group.bench_function("ml-kem-768-generate", |b| {
+        b.iter(|| ml_kem::ml_kem_768::DecapsulationKey::from_seed(black_box(seed)));
+    });
+    group.bench_function("ml-kem-768-encapsulate", |b| {
+        b.iter(|| secret.encapsulation_key().encapsulate_deterministic(black_box(&[6; 32].into())));
+    });
+    group.bench_function("ml-kem-768-decapsulate", |b| {
+        use ml_kem::Decapsulate as _;
+        b.iter(|| secret.decapsulate(black_box(&ciphertext)));
+    });
+    group.bench_function("ed25519-sign", |b| b.iter(|| pair.sign(black_box(&[4; 58]))));
+    group.bench_function("ed25519-verify", |b| {
+        b.iter(|| verifier.verify(black_box(&[4; 58]), signature.as_ref()).unwrap());
+    });
     group.finish();
 }
 
@@ -197,7 +243,7 @@ fn gate(c: &mut Criterion) {
     let (_, init) = world.start(Suite::ChaChaPolyBlake2s);
     let gate = Gate::new(&world.cluster);
     let source = "192.0.2.1:4000".parse().unwrap();
-    let mut with_cookie = init;
+    let mut with_cookie = init.clone();
     with_cookie[INIT_LEN - 16..].fill(1);
     let mut group = c.benchmark_group("gate");
     group.bench_function("bad-mac1", |b| b.iter(|| gate.admit(black_box(&[1; INIT_LEN]), source, NOW)));
@@ -235,5 +281,5 @@ fn entropy(c: &mut Criterion) {
     c.bench_function("entropy/32-bytes", |b| b.iter(|| entropy.fill(black_box(&mut key))));
 }
 
-criterion_group!(benches, handshake, records, window, gate, statements, entropy);
+criterion_group!(benches, handshake, primitives, records, window, gate, statements, entropy);
 criterion_main!(benches);

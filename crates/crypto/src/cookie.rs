@@ -8,7 +8,7 @@ use ring::hmac;
 use subtle::ConstantTimeEq;
 use zeroize::Zeroizing;
 
-use crate::handshake::INIT_LEN;
+use crate::handshake::is_init_len;
 use crate::ids::ReceiverIndex;
 use crate::keys::{ClusterKeyId, ClusterPublic, ClusterSecret};
 use crate::mac::{MAC_LEN, derive, hmac_full, mac, mac_key};
@@ -27,8 +27,8 @@ pub const COOKIE_REPLY_LEN: usize = 56;
 /// Length of a `ReattachHint` datagram, in bytes: shorter than the shortest record.
 pub const HINT_DATAGRAM_LEN: usize = 24;
 
-const MAC1_AT: usize = INIT_LEN - 2 * MAC_LEN;
-const MAC2_AT: usize = INIT_LEN - MAC_LEN;
+/// Length of `mac1` and `mac2`, which end every `AttachInit`.
+pub(crate) const MACS_LEN: usize = 2 * MAC_LEN;
 const REPLY_HEADER_LEN: usize = 24;
 
 /// Checks first messages; held by every gateway. Constant work, no allocation.
@@ -60,11 +60,17 @@ fn reply_key(cluster: &ClusterPublic) -> hmac::Key {
 }
 
 /// Writes `mac1` and `mac2` at the end of an `AttachInit` whose other bytes are complete.
-pub(crate) fn write_macs(cluster: &ClusterPublic, cookie: Option<&[u8; 16]>, init: &mut [u8; INIT_LEN]) {
-    let mac1 = mac(&mac1_key(cluster), &[&init[..MAC1_AT]]);
-    init[MAC1_AT..MAC2_AT].copy_from_slice(&mac1);
-    let mac2 = cookie.map_or([0; MAC_LEN], |cookie| mac(&mac_key(cookie), &[&init[..MAC2_AT]]));
-    init[MAC2_AT..].copy_from_slice(&mac2);
+pub(crate) fn write_macs(cluster: &ClusterPublic, cookie: Option<&[u8; 16]>, init: &mut [u8]) {
+    let (mac1_at, mac2_at) = macs_at(init);
+    let mac1 = mac(&mac1_key(cluster), &[&init[..mac1_at]]);
+    init[mac1_at..mac2_at].copy_from_slice(&mac1);
+    let mac2 = cookie.map_or([0; MAC_LEN], |cookie| mac(&mac_key(cookie), &[&init[..mac2_at]]));
+    init[mac2_at..].copy_from_slice(&mac2);
+}
+
+/// Where `mac1` and `mac2` begin in a whole `AttachInit`.
+fn macs_at(init: &[u8]) -> (usize, usize) {
+    (init.len() - 2 * MAC_LEN, init.len() - MAC_LEN)
 }
 
 /// An address as the cookie binds it: 16 bytes (IPv4 as a mapped address) and the port.
@@ -100,26 +106,30 @@ impl Gate {
     /// Judges an `AttachInit` datagram from `source` at `now` (seconds since the Unix epoch).
     pub fn admit(&self, datagram: &[u8], source: SocketAddr, now: u64) -> Admission {
         let Some(init) = self.with_good_mac1(datagram) else { return Admission::BadMac };
-        let shown = &init[MAC2_AT..];
+        let (_, mac2_at) = macs_at(init);
+        let shown = &init[mac2_at..];
         if shown == [0; MAC_LEN] {
             return Admission::NoCookie;
         }
         let bucket = now / COOKIE_BUCKET_SECONDS;
         let valid = [Some(bucket), bucket.checked_sub(1)].into_iter().flatten().any(|bucket| {
-            let expected = mac(&mac_key(&self.cookie(source, bucket)), &[&init[..MAC2_AT]]);
+            let expected = mac(&mac_key(&self.cookie(source, bucket)), &[&init[..mac2_at]]);
             expected.ct_eq(shown).into()
         });
         if valid { Admission::Cookie } else { Admission::NoCookie }
     }
 
     /// The datagram as an `AttachInit` under this gate's key.
-    fn with_good_mac1<'a>(&self, datagram: &'a [u8]) -> Option<&'a [u8; INIT_LEN]> {
-        let init: &[u8; INIT_LEN] = datagram.try_into().ok()?;
-        if init[..2] != [DatagramType::AttachInit as u8, VERSION] || init[4..8] != self.key_id.0 {
+    fn with_good_mac1<'a>(&self, init: &'a [u8]) -> Option<&'a [u8]> {
+        if !is_init_len(init.len())
+            || init[..2] != [DatagramType::AttachInit as u8, VERSION]
+            || init[4..8] != self.key_id.0
+        {
             return None;
         }
-        let expected = mac(&self.mac1, &[&init[..MAC1_AT]]);
-        bool::from(expected.ct_eq(&init[MAC1_AT..MAC2_AT])).then_some(init)
+        let (mac1_at, mac2_at) = macs_at(init);
+        let expected = mac(&self.mac1, &[&init[..mac1_at]]);
+        bool::from(expected.ct_eq(&init[mac1_at..mac2_at])).then_some(init)
     }
 
     /// The cookie of `source` in a time bucket. Its secret is the same on every replica.
@@ -147,7 +157,8 @@ impl Gate {
         let (header, sealed) = out.split_at_mut(REPLY_HEADER_LEN);
         let (text, tag) = sealed.split_at_mut(MAC_LEN);
         text.copy_from_slice(&self.cookie(source, now / COOKIE_BUCKET_SECONDS));
-        let key = cookie_reply_cipher(&self.reply, &nonce, &init[MAC1_AT..MAC2_AT]);
+        let (mac1_at, mac2_at) = macs_at(init);
+        let key = cookie_reply_cipher(&self.reply, &nonce, &init[mac1_at..mac2_at]);
         let aead = Aead::ChaCha20Poly1305;
         let sealed_tag = key
             .seal_in_place_separate_tag(aead.nonce(0), ring::aead::Aad::from(&*header), text)
@@ -187,13 +198,16 @@ fn cookie_reply_cipher(reply: &hmac::Key, nonce: &[u8], mac1: &[u8]) -> ring::ae
 
 /// Opens a `CookieReply` to the client's own `init`; `None` when it is not a reply to it.
 pub fn open_cookie_reply(cluster: &ClusterPublic, init: &[u8], reply: &[u8]) -> Option<[u8; 16]> {
-    let init: &[u8; INIT_LEN] = init.try_into().ok()?;
+    if !is_init_len(init.len()) {
+        return None;
+    }
     let mut reply: [u8; COOKIE_REPLY_LEN] = reply.try_into().ok()?;
     if reply[..4] != [DatagramType::CookieReply as u8, VERSION, 0, 0] || reply[4..8] != init[8..12] {
         return None;
     }
     let (header, sealed) = reply.split_at_mut(REPLY_HEADER_LEN);
-    let key = cookie_reply_cipher(&reply_key(cluster), &header[8..], &init[MAC1_AT..MAC2_AT]);
+    let (mac1_at, mac2_at) = macs_at(init);
+    let key = cookie_reply_cipher(&reply_key(cluster), &header[8..], &init[mac1_at..mac2_at]);
     let nonce = Aead::ChaCha20Poly1305.nonce(0);
     let cookie = key.open_in_place(nonce, ring::aead::Aad::from(&*header), sealed).ok()?;
     (&*cookie).try_into().ok()

@@ -18,11 +18,14 @@ use zeroize::Zeroizing;
 
 use crate::certificate::{NodeCertificate, NodeClaims, NodeSigner, VerifyError};
 use crate::codec::Reader;
-use crate::cookie::{HINT_LEN, write_macs};
+use crate::cookie::{HINT_LEN, MACS_LEN, write_macs};
 use crate::entropy::{Entropy, EntropyError};
 use crate::ids::{AttachSeq, AttemptId, DeviceKey, Epoch, ReceiverIndex, SessionId};
+use crate::kem::{self, CIPHERTEXT_LEN, EncapsulateError, KemPublic, KemSecret};
 use crate::key_set::KeySet;
-use crate::keys::{ClusterKeyId, ClusterPublic, ClusterSecret, DeviceSecret, GrantKeyId, GrantVerifier};
+use crate::keys::{
+    ClusterKeyId, ClusterPublic, ClusterSecret, DeviceSecret, GrantKeyId, GrantVerifier, StaticKey,
+};
 use crate::noise::{self, EphemeralSlot};
 use crate::record::{Aead, OpeningKey, RecordKey, SealingKey, TAG_LEN};
 use crate::wire::DatagramType;
@@ -31,15 +34,18 @@ mod message;
 #[cfg(test)]
 mod tests;
 
+pub use message::is_init_len;
 use message::{
-    INIT_HEADER_LEN, INIT_MACS_AT, INIT_PAYLOAD_LEN, InitHeader, REPLY_HEADER_LEN, REPLY_PAYLOAD_LEN_MAX,
-    ReplyHeader, ReplyPayload,
+    INIT_HEADER_LEN, INIT_PAYLOAD_LEN_MAX, InitHeader, REPLY_HEADER_LEN, REPLY_PAYLOAD_LEN_MAX, ReplyHeader,
+    ReplyPayload, init_payload_len, reply_payload_len,
 };
 
-/// Every `AttachInit` is padded to this length, in bytes, so that no reply is longer than its trigger.
+/// An `AttachInit` of a classical suite is padded to this length, in bytes, so that no reply is longer than its trigger.
 pub const INIT_LEN: usize = 640;
+/// Length of an `AttachInit` of a hybrid suite, in bytes: one datagram on a path of 1,500 bytes, also under IPv6.
+pub const HYBRID_INIT_LEN: usize = 1440;
 /// The longest `AttachReply`, in bytes.
-pub const REPLY_LEN_MAX: usize = INIT_LEN;
+pub const REPLY_LEN_MAX: usize = HYBRID_INIT_LEN;
 /// How many gateway addresses a reply may carry.
 pub const ROSTER_MAX: usize = 8;
 
@@ -51,14 +57,63 @@ pub enum Suite {
     ChaChaPolyBlake2s = 1,
     /// `Noise_IK_25519_AESGCM_SHA256`.
     AesGcmSha256 = 2,
+    /// `Noise_IKpsk2_25519_ChaChaPoly_BLAKE2s` with a secret of ML-KEM-768.
+    HybridChaChaPolyBlake2s = 3,
+    /// `Noise_IKpsk2_25519_AESGCM_SHA256` with a secret of ML-KEM-768.
+    HybridAesGcmSha256 = 4,
 }
 
 impl Suite {
+    /// Every suite, in the order of the wire numbers.
+    pub const ALL: [Self; 4] = [
+        Self::ChaChaPolyBlake2s,
+        Self::AesGcmSha256,
+        Self::HybridChaChaPolyBlake2s,
+        Self::HybridAesGcmSha256,
+    ];
+
     /// The AEAD of the session's records.
     pub fn aead(self) -> Aead {
         match self {
-            Self::ChaChaPolyBlake2s => Aead::ChaCha20Poly1305,
-            Self::AesGcmSha256 => Aead::Aes256Gcm,
+            Self::ChaChaPolyBlake2s | Self::HybridChaChaPolyBlake2s => Aead::ChaCha20Poly1305,
+            Self::AesGcmSha256 | Self::HybridAesGcmSha256 => Aead::Aes256Gcm,
+        }
+    }
+
+    /// True when the keys also depend on a secret of ML-KEM-768.
+    pub fn is_hybrid(self) -> bool {
+        match self {
+            Self::ChaChaPolyBlake2s | Self::AesGcmSha256 => false,
+            Self::HybridChaChaPolyBlake2s | Self::HybridAesGcmSha256 => true,
+        }
+    }
+
+    /// The suite with the same ciphers that is hybrid, or is not.
+    #[must_use]
+    pub fn with_hybrid(self, hybrid: bool) -> Self {
+        match (self.aead(), hybrid) {
+            (Aead::ChaCha20Poly1305, false) => Self::ChaChaPolyBlake2s,
+            (Aead::Aes256Gcm, false) => Self::AesGcmSha256,
+            (Aead::ChaCha20Poly1305, true) => Self::HybridChaChaPolyBlake2s,
+            (Aead::Aes256Gcm, true) => Self::HybridAesGcmSha256,
+        }
+    }
+
+    /// Length of its `AttachInit`, and so the greatest of its `AttachReply`, in bytes.
+    pub const fn init_len(self) -> usize {
+        match self {
+            Self::ChaChaPolyBlake2s | Self::AesGcmSha256 => INIT_LEN,
+            Self::HybridChaChaPolyBlake2s | Self::HybridAesGcmSha256 => HYBRID_INIT_LEN,
+        }
+    }
+
+    /// What protects the session, for people.
+    pub fn describe(self) -> &'static str {
+        match self {
+            Self::ChaChaPolyBlake2s => "X25519, ChaCha20-Poly1305",
+            Self::AesGcmSha256 => "X25519, AES-256-GCM",
+            Self::HybridChaChaPolyBlake2s => "X25519 and ML-KEM-768, ChaCha20-Poly1305",
+            Self::HybridAesGcmSha256 => "X25519 and ML-KEM-768, AES-256-GCM",
         }
     }
 
@@ -69,7 +124,7 @@ impl Suite {
 
     /// The suite of a wire number, if this side knows it.
     pub(crate) fn from_wire(number: u8) -> Option<Self> {
-        [Self::ChaChaPolyBlake2s, Self::AesGcmSha256].into_iter().find(|suite| *suite as u8 == number)
+        Self::ALL.into_iter().find(|suite| *suite as u8 == number)
     }
 }
 
@@ -188,10 +243,12 @@ pub struct InitiationInput<'a> {
 
 /// What message 1 was made of, so that the state after it can be made again.
 struct Recipe {
-    device: Zeroizing<[u8; 32]>,
+    device: StaticKey,
     cluster: ClusterPublic,
     ephemeral: EphemeralSlot,
     intent: AttachIntent,
+    /// The key pair of a hybrid suite.
+    kem: Option<KemSecret>,
 }
 
 impl Recipe {
@@ -202,10 +259,13 @@ impl Recipe {
             local: &self.device,
             prologue: &header.prologue(),
             ephemeral: Arc::clone(&self.ephemeral),
-            psk: None,
         };
         let mut noise = noise::initiator(&inputs, &self.cluster.0).map_err(refused)?;
-        let len = noise.write_message(&self.intent.encode(), message).map_err(refused)?;
+        let kem = self.kem.as_ref().map(KemSecret::public);
+        let mut payload = [0; INIT_PAYLOAD_LEN_MAX];
+        let payload = &mut payload[..init_payload_len(header.suite)];
+        message::encode_init_payload(&self.intent, kem.as_ref(), payload);
+        let len = noise.write_message(payload, message).map_err(refused)?;
         debug_assert_eq!(len, message.len());
         Ok(noise)
     }
@@ -216,25 +276,40 @@ fn refused(_: snow::Error) -> HandshakeError {
     HandshakeError::Authentication
 }
 
+impl From<EncapsulateError> for HandshakeError {
+    fn from(error: EncapsulateError) -> Self {
+        match error {
+            EncapsulateError::Key => Self::Malformed,
+            EncapsulateError::Entropy(error) => Self::Entropy(error),
+        }
+    }
+}
+
 impl Initiation {
-    /// Writes an `AttachInit` of [`INIT_LEN`] bytes into `out` and returns the waiting side.
+    /// Writes an `AttachInit` into `out`, which has [`Suite::init_len`] bytes, and returns the waiting side.
     ///
     /// # Errors
-    /// [`HandshakeError::Entropy`]; [`HandshakeError::Authentication`] when the cluster key is a point of small order.
+    /// [`HandshakeError::Entropy`]; [`HandshakeError::Authentication`] when the cluster key is a point of small order;
+    /// [`HandshakeError::Malformed`] when `out` has another length.
     pub fn start(
         input: &InitiationInput<'_>,
         entropy: &mut dyn Entropy,
-        out: &mut [u8; INIT_LEN],
+        out: &mut [u8],
     ) -> Result<Self, HandshakeError> {
+        if out.len() != input.suite.init_len() {
+            return Err(HandshakeError::Malformed);
+        }
         let header = InitHeader { suite: input.suite, cluster: input.cluster.id(), index: input.index };
         let recipe = Recipe {
-            device: Zeroizing::new(*input.device.expose()),
+            device: input.device.key_for(input.cluster).ok_or(HandshakeError::Authentication)?,
             cluster: *input.cluster,
             ephemeral: fresh_ephemeral(entropy)?,
             intent: input.intent.clone(),
+            kem: if input.suite.is_hybrid() { Some(KemSecret::generate(entropy)?) } else { None },
         };
+        let macs_at = out.len() - MACS_LEN;
         out[..INIT_HEADER_LEN].copy_from_slice(&header.encode());
-        let noise = recipe.write(&header, &mut out[INIT_HEADER_LEN..INIT_MACS_AT])?;
+        let noise = recipe.write(&header, &mut out[INIT_HEADER_LEN..macs_at])?;
         write_macs(input.cluster, input.cookie.as_ref(), out);
         Ok(Self { noise, recipe, header, finished: false })
     }
@@ -256,7 +331,7 @@ impl Initiation {
         verifier: &GrantVerifier,
         now: u64,
     ) -> Result<(Established, ReplyInfo), HandshakeError> {
-        if reply.len() > REPLY_LEN_MAX {
+        if reply.len() > self.header.suite.init_len() {
             return Err(HandshakeError::Malformed);
         }
         let header = ReplyHeader::decode(reply)?;
@@ -266,7 +341,13 @@ impl Initiation {
         if self.finished {
             return Err(HandshakeError::Authentication);
         }
-        let (clear, rest) = reply.split_at_checked(REPLY_HEADER_LEN).ok_or(HandshakeError::Malformed)?;
+        let (clear, mut rest) = reply.split_at_checked(REPLY_HEADER_LEN).ok_or(HandshakeError::Malformed)?;
+        if let Some(kem) = &self.recipe.kem {
+            let (ciphertext, noise) =
+                rest.split_first_chunk::<CIPHERTEXT_LEN>().ok_or(HandshakeError::Malformed)?;
+            self.noise.set_psk(2, &kem.open(ciphertext)[..]).map_err(refused)?;
+            rest = noise;
+        }
         let (message, proof) =
             rest.split_at_checked(header.noise_len.into()).ok_or(HandshakeError::Malformed)?;
         let mut payload = [0; REPLY_PAYLOAD_LEN_MAX];
@@ -276,8 +357,9 @@ impl Initiation {
         match outcome {
             Ok(_) => self.finished = true,
             Err(_) => {
-                let mut again = [0; INIT_MACS_AT - INIT_HEADER_LEN];
-                self.noise = self.recipe.write(&self.header, &mut again)?;
+                let mut again = [0; HYBRID_INIT_LEN];
+                let len = self.header.suite.init_len() - MACS_LEN - INIT_HEADER_LEN;
+                self.noise = self.recipe.write(&self.header, &mut again[..len])?;
             }
         }
         outcome
@@ -341,10 +423,24 @@ const PROOF_COUNTER: u64 = 0;
 /// The longest sealed node proof: length, certificate, signature, tag.
 const PROOF_LEN_MAX: usize = 2 + NodeCertificate::LEN_MAX + 64 + TAG_LEN;
 
+const _: () =
+    assert!(reply_len(ROSTER_MAX, NodeCertificate::LEN_MAX) <= INIT_LEN, "the longest reply must fit");
 const _: () = assert!(
-    REPLY_HEADER_LEN + 32 + REPLY_PAYLOAD_LEN_MAX + 16 + PROOF_LEN_MAX <= REPLY_LEN_MAX,
-    "the longest reply must fit"
+    CIPHERTEXT_LEN + reply_len(0, NodeCertificate::LEN_MAX) <= HYBRID_INIT_LEN,
+    "a hybrid reply without a roster must fit"
 );
+
+/// Length of a classical reply with this many addresses and a certificate of this length, in bytes.
+const fn reply_len(roster: usize, certificate: usize) -> usize {
+    REPLY_HEADER_LEN + 32 + reply_payload_len(roster) + 16 + 2 + certificate + 64 + TAG_LEN
+}
+
+/// How many addresses a reply of `suite` has room for beside a certificate of this length.
+fn roster_room(suite: Suite, certificate: usize) -> usize {
+    let ciphertext = if suite.is_hybrid() { CIPHERTEXT_LEN } else { 0 };
+    let room = suite.init_len().saturating_sub(ciphertext + reply_len(0, certificate));
+    (room / (reply_payload_len(1) - reply_payload_len(0))).min(ROSTER_MAX)
+}
 
 /// What the gateway told the client in its reply.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -366,6 +462,8 @@ pub struct Established {
     pub opening: OpeningKey,
     /// The Noise handshake hash: the binding of grants and proofs.
     pub handshake_hash: [u8; 32],
+    /// How the keys were agreed.
+    pub suite: Suite,
     /// The index that the peer's records carry to this side.
     pub own_index: ReceiverIndex,
     /// The index that this side's records carry to the peer.
@@ -400,6 +498,7 @@ fn establish(
         sealing: SealingKey::new(sealing, DatagramType::Record, peer_index),
         opening: OpeningKey::new(opening, DatagramType::Record, own_index, first),
         handshake_hash,
+        suite,
         own_index,
         peer_index,
     }
@@ -457,7 +556,6 @@ impl Responder {
     /// # Errors
     /// [`HandshakeError`].
     pub fn read_init(&self, datagram: &[u8]) -> Result<PendingReply, HandshakeError> {
-        let datagram: &[u8; INIT_LEN] = datagram.try_into().map_err(|_| HandshakeError::Malformed)?;
         let header = InitHeader::decode(datagram)?;
         let (_, secret) = self
             .cluster
@@ -467,18 +565,22 @@ impl Responder {
         let ephemeral = EphemeralSlot::default();
         let inputs = noise::Inputs {
             suite: header.suite,
-            local: secret.expose(),
+            local: secret.key(),
             prologue: &header.prologue(),
             ephemeral: Arc::clone(&ephemeral),
-            psk: None,
         };
         let mut noise = noise::responder(&inputs).map_err(refused)?;
-        let mut payload = [0; INIT_PAYLOAD_LEN];
-        noise.read_message(&datagram[INIT_HEADER_LEN..INIT_MACS_AT], &mut payload).map_err(refused)?;
+        let mut payload = [0; INIT_PAYLOAD_LEN_MAX];
+        let payload = &mut payload[..init_payload_len(header.suite)];
+        noise
+            .read_message(&datagram[INIT_HEADER_LEN..datagram.len() - MACS_LEN], payload)
+            .map_err(refused)?;
+        let (intent, kem) = message::decode_init_payload(header.suite, payload)?;
         let device = noise.get_remote_static().and_then(|key| key.try_into().ok()).map(DeviceKey::from_bytes);
         Ok(PendingReply {
             device: device.ok_or(HandshakeError::Authentication)?,
-            intent: AttachIntent::decode(&payload)?,
+            intent,
+            kem: kem.map(Box::new),
             noise,
             ephemeral,
             header,
@@ -499,6 +601,8 @@ pub struct PendingReply {
     header: InitHeader,
     device: DeviceKey,
     intent: AttachIntent,
+    /// The client's encapsulation key in a hybrid suite.
+    kem: Option<Box<KemPublic>>,
 }
 
 impl PendingReply {
@@ -518,11 +622,12 @@ impl PendingReply {
     }
 
     /// Writes an `AttachReply` into `out` and returns its length with the keys. `index` is this node's index of the
-    /// session, `hint` its reattach hint, `roster` at most [`ROSTER_MAX`] addresses (more are left out).
+    /// session, `hint` its reattach hint, `roster` at most [`ROSTER_MAX`] addresses (more, and in a hybrid suite those that
+    /// the datagram has no room for, are left out).
     ///
     /// # Errors
     /// [`HandshakeError::Entropy`]; [`HandshakeError::Authentication`] when the client's ephemeral key is a point of
-    /// small order.
+    /// small order; [`HandshakeError::Malformed`] when its encapsulation key is none.
     pub fn write_reply(
         mut self,
         responder: &Responder,
@@ -533,8 +638,18 @@ impl PendingReply {
         out: &mut [u8; REPLY_LEN_MAX],
     ) -> Result<(usize, Established), HandshakeError> {
         fill_ephemeral(&self.ephemeral, entropy)?;
-        let payload = ReplyPayload { hint, roster: roster.to_vec() }.encode();
-        let body = &mut out[REPLY_HEADER_LEN..];
+        let signers = responder.certificates.iter().map(NodeCertificate::signed_by);
+        let certificate = responder.certificates[self.intent.holding.choose(signers)].as_bytes();
+        let room = roster_room(self.header.suite, certificate.len());
+        let payload = ReplyPayload { hint, roster: roster.to_vec() }.encode(room);
+        let mut noise_at = REPLY_HEADER_LEN;
+        if let Some(public) = &self.kem {
+            let (ciphertext, secret) = kem::encapsulate(public, entropy)?;
+            self.noise.set_psk(2, &secret[..]).map_err(refused)?;
+            noise_at += CIPHERTEXT_LEN;
+            out[REPLY_HEADER_LEN..noise_at].copy_from_slice(&ciphertext);
+        }
+        let body = &mut out[noise_at..];
         let noise_len = self.noise.write_message(&payload, body).map_err(refused)?;
         let (suite, client) = (self.header.suite, self.header.index);
         let header = ReplyHeader {
@@ -546,8 +661,6 @@ impl PendingReply {
         .encode();
 
         let mut established = establish(&mut self.noise, suite, index, client, Role::Gateway);
-        let signers = responder.certificates.iter().map(NodeCertificate::signed_by);
-        let certificate = responder.certificates[self.intent.holding.choose(signers)].as_bytes();
         let signature = responder.signer.sign_handshake(&established.handshake_hash);
         let proof_len = 2 + certificate.len() + signature.len();
         let (text, rest) = body[noise_len..].split_at_mut(proof_len);
@@ -559,7 +672,7 @@ impl PendingReply {
         let tag = established.sealing.seal_detached(&header, text).expect("a new key is far from its limit");
         rest[..TAG_LEN].copy_from_slice(&tag);
         out[..REPLY_HEADER_LEN].copy_from_slice(&header);
-        Ok((REPLY_HEADER_LEN + noise_len + proof_len + TAG_LEN, established))
+        Ok((noise_at + noise_len + proof_len + TAG_LEN, established))
     }
 }
 

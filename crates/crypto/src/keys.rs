@@ -1,6 +1,7 @@
 //! Long-lived keys and their lifecycle.
 
 use core::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use ring::digest::{SHA256, digest};
 use ring::signature::{ED25519, Ed25519KeyPair, KeyPair, UnparsedPublicKey};
@@ -70,8 +71,43 @@ impl DhSecret {
     }
 }
 
+/// A long-lived X25519 key as a handshake uses it, with an agreement of it that is known already.
+#[derive(Clone)]
+pub(crate) struct StaticKey {
+    secret: Arc<DhSecret>,
+    known: Option<Arc<Agreement>>,
+}
+
+/// The secret that two long-lived keys share: a constant of the two, so it is computed once.
+struct Agreement {
+    peer: [u8; 32],
+    shared: Zeroizing<[u8; 32]>,
+}
+
+impl StaticKey {
+    fn new(secret: DhSecret) -> Self {
+        Self { secret: Arc::new(secret), known: None }
+    }
+
+    pub(crate) fn secret(&self) -> &DhSecret {
+        &self.secret
+    }
+
+    /// The shared secret, as [`DhSecret::agree`] gives it.
+    pub(crate) fn agree(&self, peer: &[u8; 32]) -> Option<Zeroizing<[u8; 32]>> {
+        match &self.known {
+            Some(known) if known.peer == *peer => Some(known.shared.clone()),
+            Some(_) | None => self.secret.agree(peer),
+        }
+    }
+}
+
 /// A device's X25519 key pair. Erased on drop; never printed.
-pub struct DeviceSecret(DhSecret);
+pub struct DeviceSecret {
+    key: StaticKey,
+    /// The agreement with the cluster key that was used last.
+    agreed: Mutex<Option<Arc<Agreement>>>,
+}
 
 impl DeviceSecret {
     /// Makes a key pair.
@@ -79,27 +115,42 @@ impl DeviceSecret {
     /// # Errors
     /// When the generator refuses.
     pub fn generate(entropy: &mut dyn Entropy) -> Result<Self, EntropyError> {
-        DhSecret::generate(entropy).map(Self)
+        DhSecret::generate(entropy).map(Self::of)
     }
 
     /// Restores a key pair from its private half.
     pub fn from_bytes(bytes: [u8; 32]) -> Self {
-        Self(DhSecret::from_bytes(bytes))
+        Self::of(DhSecret::from_bytes(bytes))
+    }
+
+    fn of(secret: DhSecret) -> Self {
+        Self { key: StaticKey::new(secret), agreed: Mutex::new(None) }
     }
 
     /// The private half, for the device's own key file.
     pub fn expose(&self) -> &[u8; 32] {
-        self.0.expose()
+        self.key.secret.expose()
     }
 
     /// The secret shared with `peer`; `None` when that is a point of small order.
     pub(crate) fn agree(&self, peer: &[u8; 32]) -> Option<Zeroizing<[u8; 32]>> {
-        self.0.agree(peer)
+        self.key.secret.agree(peer)
+    }
+
+    /// The key with its agreement with `cluster`; `None` when that is a point of small order.
+    pub(crate) fn key_for(&self, cluster: &ClusterPublic) -> Option<StaticKey> {
+        let mut agreed = self.agreed.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = match agreed.take() {
+            Some(known) if known.peer == cluster.0 => known,
+            Some(_) | None => Arc::new(Agreement { peer: cluster.0, shared: self.agree(&cluster.0)? }),
+        };
+        *agreed = Some(Arc::clone(&known));
+        Some(StaticKey { secret: Arc::clone(&self.key.secret), known: Some(known) })
     }
 
     /// The public half.
     pub fn public(&self) -> DeviceKey {
-        DeviceKey::from_bytes(*self.0.public())
+        DeviceKey::from_bytes(*self.key.secret.public())
     }
 }
 
@@ -111,7 +162,8 @@ impl fmt::Debug for DeviceSecret {
 
 /// The cluster handshake key with everything derived from it: cookie secrets, hint tokens and the MAC of first messages.
 /// Gateways hold it in memory only.
-pub struct ClusterSecret(DhSecret);
+#[derive(Clone)]
+pub struct ClusterSecret(StaticKey);
 
 /// The public half of a cluster handshake key, as clients hold it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -130,28 +182,26 @@ impl ClusterSecret {
     /// # Errors
     /// When the generator refuses.
     pub fn generate(entropy: &mut dyn Entropy) -> Result<Self, EntropyError> {
-        DhSecret::generate(entropy).map(Self)
+        DhSecret::generate(entropy).map(|secret| Self(StaticKey::new(secret)))
     }
 
     /// Restores it from its private half.
     pub fn from_bytes(bytes: [u8; 32]) -> Self {
-        Self(DhSecret::from_bytes(bytes))
+        Self(StaticKey::new(DhSecret::from_bytes(bytes)))
     }
 
     /// The private half: control stores it, and hands it to gateways over mTLS.
     pub fn expose(&self) -> &[u8; 32] {
-        self.0.expose()
+        self.0.secret.expose()
+    }
+
+    pub(crate) fn key(&self) -> &StaticKey {
+        &self.0
     }
 
     /// The public half.
     pub fn public(&self) -> ClusterPublic {
-        ClusterPublic(*self.0.public())
-    }
-}
-
-impl Clone for ClusterSecret {
-    fn clone(&self) -> Self {
-        Self::from_bytes(*self.expose())
+        ClusterPublic(*self.0.secret.public())
     }
 }
 
@@ -255,12 +305,26 @@ impl fmt::Debug for GrantSigner {
 #[derive(Debug, Clone, Default)]
 pub struct GrantVerifier {
     keys: Vec<(GrantKeyId, [u8; 32])>,
+    /// Statements that were good under these keys, newest last.
+    remembered: Arc<Mutex<Remembered>>,
+}
+
+/// SHA-256 of key, message and signature of the last few good statements.
+#[derive(Debug, Default)]
+struct Remembered {
+    digests: [[u8; 32]; Self::STATEMENTS_MAX],
+    next: usize,
+}
+
+impl Remembered {
+    const STATEMENTS_MAX: usize = 8;
 }
 
 impl GrantVerifier {
     /// Accepts signatures by any of `keys` (Ed25519 public keys).
     pub fn new(keys: &[[u8; 32]]) -> Self {
-        Self { keys: keys.iter().map(|key| (GrantKeyId(short_id(key)), *key)).collect() }
+        let keys = keys.iter().map(|key| (GrantKeyId(short_id(key)), *key)).collect();
+        Self { keys, remembered: Arc::default() }
     }
 
     /// The names of the accepted keys.
@@ -275,11 +339,45 @@ impl GrantVerifier {
         message: &[u8],
         signature: &[u8; 64],
     ) -> Result<(), VerifyError> {
+        self.verify_by(id, |key| signature_is_good(key, message, signature))
+    }
+
+    /// Like [`verify`](Self::verify), for statements that are shown again and again: a good one is not computed twice
+    /// while it is among the last 8. A bad one is never remembered.
+    pub(crate) fn verify_again(
+        &self,
+        id: GrantKeyId,
+        message: &[u8],
+        signature: &[u8; 64],
+    ) -> Result<(), VerifyError> {
+        self.verify_by(id, |key| {
+            let mut digest = ring::digest::Context::new(&SHA256);
+            [&key[..], signature, message].into_iter().for_each(|part| digest.update(part));
+            let digest = digest.finish();
+            let mut remembered = self.remembered.lock().unwrap_or_else(PoisonError::into_inner);
+            if remembered.digests.iter().any(|known| known == digest.as_ref()) {
+                return true;
+            }
+            let good = signature_is_good(key, message, signature);
+            if good {
+                let place = remembered.next;
+                remembered.digests[place].copy_from_slice(digest.as_ref());
+                remembered.next = (place + 1) % Remembered::STATEMENTS_MAX;
+            }
+            good
+        })
+    }
+
+    fn verify_by(
+        &self,
+        id: GrantKeyId,
+        mut is_good: impl FnMut(&[u8; 32]) -> bool,
+    ) -> Result<(), VerifyError> {
         let mut known = false;
         // Ids are short: two accepted keys may share one, so every key of that name is tried.
         for (_, key) in self.keys.iter().filter(|(name, _)| *name == id) {
             known = true;
-            if signature_is_good(key, message, signature) {
+            if is_good(key) {
                 return Ok(());
             }
         }

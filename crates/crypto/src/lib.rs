@@ -13,6 +13,7 @@ pub mod entropy;
 pub mod grant;
 pub mod handshake;
 pub mod ids;
+mod kem;
 pub mod key_ring;
 pub mod key_set;
 pub mod keys;

@@ -8,10 +8,11 @@ use snow::params::{CipherChoice, DHChoice, HashChoice, NoiseParams};
 use snow::resolvers::{CryptoResolver, DefaultResolver};
 use snow::types::{Cipher, Dh, Hash, Random};
 use snow::{Builder, HandshakeState};
+use subtle::ConstantTimeEq as _;
 use zeroize::Zeroizing;
 
 use crate::handshake::Suite;
-use crate::keys::DhSecret;
+use crate::keys::{DhSecret, StaticKey};
 
 /// Where a handshake finds the private half of its one ephemeral key; filled before the message that needs it.
 pub(crate) type EphemeralSlot = Arc<OnceLock<Zeroizing<[u8; 32]>>>;
@@ -19,29 +20,24 @@ pub(crate) type EphemeralSlot = Arc<OnceLock<Zeroizing<[u8; 32]>>>;
 /// One side's long-lived inputs.
 pub(crate) struct Inputs<'a> {
     pub(crate) suite: Suite,
-    pub(crate) local: &'a [u8; 32],
+    pub(crate) local: &'a StaticKey,
     pub(crate) prologue: &'a [u8],
     pub(crate) ephemeral: EphemeralSlot,
-    /// The `psk2` slot: a secret mixed in before the payload of message 2.
-    pub(crate) psk: Option<&'a [u8; 32]>,
 }
 
 fn builder<'a>(inputs: &'a Inputs<'a>) -> Result<Builder<'a>, snow::Error> {
-    let name = match (inputs.suite, inputs.psk.is_some()) {
-        (Suite::ChaChaPolyBlake2s, false) => "Noise_IK_25519_ChaChaPoly_BLAKE2s",
-        (Suite::AesGcmSha256, false) => "Noise_IK_25519_AESGCM_SHA256",
-        (Suite::ChaChaPolyBlake2s, true) => "Noise_IKpsk2_25519_ChaChaPoly_BLAKE2s",
-        (Suite::AesGcmSha256, true) => "Noise_IKpsk2_25519_AESGCM_SHA256",
-    };
-    let params: NoiseParams = name.parse()?;
-    let resolver = Resolver { ephemeral: Arc::clone(&inputs.ephemeral) };
-    let builder = Builder::with_resolver(params, Box::new(resolver))
-        .local_private_key(inputs.local)?
-        .prologue(inputs.prologue)?;
-    match inputs.psk {
-        Some(psk) => builder.psk(2, psk),
-        None => Ok(builder),
+    // A hybrid suite's secret is set (`set_psk(2, …)`) before message 2, which cannot be written or read without it.
+    let params: NoiseParams = match inputs.suite {
+        Suite::ChaChaPolyBlake2s => "Noise_IK_25519_ChaChaPoly_BLAKE2s",
+        Suite::AesGcmSha256 => "Noise_IK_25519_AESGCM_SHA256",
+        Suite::HybridChaChaPolyBlake2s => "Noise_IKpsk2_25519_ChaChaPoly_BLAKE2s",
+        Suite::HybridAesGcmSha256 => "Noise_IKpsk2_25519_AESGCM_SHA256",
     }
+    .parse()?;
+    let resolver = Resolver { local: inputs.local.clone(), ephemeral: Arc::clone(&inputs.ephemeral) };
+    Builder::with_resolver(params, Box::new(resolver))
+        .local_private_key(inputs.local.secret().expose())?
+        .prologue(inputs.prologue)
 }
 
 /// The client's state before message 1.
@@ -55,6 +51,7 @@ pub(crate) fn responder(inputs: &Inputs<'_>) -> Result<HandshakeState, snow::Err
 }
 
 struct Resolver {
+    local: StaticKey,
     ephemeral: EphemeralSlot,
 }
 
@@ -64,7 +61,8 @@ impl CryptoResolver for Resolver {
     }
 
     fn resolve_dh(&self, choice: &DHChoice) -> Option<Box<dyn Dh>> {
-        matches!(choice, DHChoice::Curve25519).then(|| Box::<X25519>::default() as Box<dyn Dh>)
+        matches!(choice, DHChoice::Curve25519)
+            .then(|| Box::new(X25519::new(self.local.clone())) as Box<dyn Dh>)
     }
 
     fn resolve_hash(&self, choice: &HashChoice) -> Option<Box<dyn Hash>> {
@@ -95,9 +93,32 @@ impl Random for OneKey {
     }
 }
 
-/// X25519 with erased keys and a check of the shared secret.
-#[derive(Default)]
-struct X25519(Option<DhSecret>);
+/// X25519 with erased keys and a check of the shared secret. The static key comes with its public half and what it
+/// agreed before, so that neither is computed again.
+struct X25519 {
+    local: StaticKey,
+    held: Held,
+}
+
+enum Held {
+    Nothing,
+    Static,
+    Ephemeral(DhSecret),
+}
+
+impl X25519 {
+    fn new(local: StaticKey) -> Self {
+        Self { local, held: Held::Nothing }
+    }
+
+    fn key(&self) -> Option<&DhSecret> {
+        match &self.held {
+            Held::Nothing => None,
+            Held::Static => Some(self.local.secret()),
+            Held::Ephemeral(key) => Some(key),
+        }
+    }
+}
 
 impl Dh for X25519 {
     fn name(&self) -> &'static str {
@@ -112,29 +133,35 @@ impl Dh for X25519 {
         32
     }
 
+    /// The builder's way to give the static key: any other is refused, and then there is no key.
     fn set(&mut self, privkey: &[u8]) {
-        self.0 = privkey.try_into().ok().map(DhSecret::from_bytes);
+        let same = bool::from(self.local.secret().expose().ct_eq(privkey));
+        self.held = if same { Held::Static } else { Held::Nothing };
     }
 
     fn generate(&mut self, rng: &mut dyn Random) -> Result<(), snow::Error> {
         let mut bytes = Zeroizing::new([0; 32]);
         rng.try_fill_bytes(&mut bytes[..])?;
-        self.0 = Some(DhSecret::from_bytes(*bytes));
+        self.held = Held::Ephemeral(DhSecret::from_bytes(*bytes));
         Ok(())
     }
 
     fn pubkey(&self) -> &[u8] {
-        self.0.as_ref().map_or(&[0; 32][..], |key| &key.public()[..])
+        self.key().map_or(&[0; 32][..], |key| &key.public()[..])
     }
 
     fn privkey(&self) -> &[u8] {
-        self.0.as_ref().map_or(&[0; 32][..], |key| &key.expose()[..])
+        self.key().map_or(&[0; 32][..], |key| &key.expose()[..])
     }
 
     fn dh(&self, pubkey: &[u8], out: &mut [u8]) -> Result<(), snow::Error> {
-        let secret = self.0.as_ref().ok_or(snow::Error::Dh)?;
         let peer = pubkey.first_chunk::<32>().ok_or(snow::Error::Dh)?;
-        let shared = secret.agree(peer).ok_or(snow::Error::Dh)?;
+        let shared = match &self.held {
+            Held::Nothing => None,
+            Held::Static => self.local.agree(peer),
+            Held::Ephemeral(key) => key.agree(peer),
+        };
+        let shared = shared.ok_or(snow::Error::Dh)?;
         out.first_chunk_mut::<32>().ok_or(snow::Error::Dh)?.copy_from_slice(&shared[..]);
         Ok(())
     }
@@ -143,6 +170,7 @@ impl Dh for X25519 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::keys::{ClusterPublic, ClusterSecret, DeviceSecret};
 
     fn slot(byte: u8) -> EphemeralSlot {
         let slot = EphemeralSlot::default();
@@ -156,31 +184,49 @@ mod tests {
         client_psk: Option<[u8; 32]>,
         gateway_psk: Option<[u8; 32]>,
     ) -> Option<[[u8; 32]; 2]> {
-        let (device, cluster) = ([1; 32], DhSecret::from_bytes([2; 32]));
-        let inputs = |local, ephemeral, psk| Inputs { suite, local, prologue: b"p", ephemeral, psk };
-        let client = inputs(&device, slot(3), client_psk.as_ref());
-        let mut client = initiator(&client, cluster.public()).unwrap();
-        let gateway = inputs(cluster.expose(), slot(4), gateway_psk.as_ref());
-        let mut gateway = responder(&gateway).unwrap();
+        let cluster = ClusterSecret::from_bytes([2; 32]);
+        let device = DeviceSecret::from_bytes([1; 32]).key_for(&cluster.public()).unwrap();
+        let inputs = |local, ephemeral| Inputs { suite, local, prologue: b"p", ephemeral };
+        let mut client = initiator(&inputs(&device, slot(3)), &cluster.public().0).unwrap();
+        let mut gateway = responder(&inputs(cluster.key(), slot(4))).unwrap();
         let (mut message, mut payload) = ([0; 256], [0; 256]);
         let len = client.write_message(b"intent", &mut message).unwrap();
         gateway.read_message(&message[..len], &mut payload).ok()?;
-        let len = gateway.write_message(b"roster", &mut message).unwrap();
+        for (side, psk) in [(&mut client, client_psk), (&mut gateway, gateway_psk)] {
+            if let Some(psk) = psk {
+                side.set_psk(2, &psk).unwrap();
+            }
+        }
+        let len = gateway.write_message(b"roster", &mut message).ok()?;
         client.read_message(&message[..len], &mut payload).ok()?;
         Some([client.dangerously_get_raw_split().0, gateway.dangerously_get_raw_split().0])
     }
 
     #[test]
-    fn a_secret_in_the_psk2_slot_changes_the_keys_and_must_be_the_same_on_both_sides() {
-        for suite in [Suite::ChaChaPolyBlake2s, Suite::AesGcmSha256] {
-            let [plain, same] = exchange(suite, None, None).unwrap();
-            assert_eq!(plain, same);
-            let [mixed, same] = exchange(suite, Some([9; 32]), Some([9; 32])).unwrap();
-            assert_eq!(mixed, same);
-            assert_ne!(mixed, plain);
+    fn a_hybrid_suite_needs_the_same_secret_in_the_psk2_slot_on_both_sides_and_its_keys_depend_on_it() {
+        for suite in Suite::ALL.into_iter().filter(|suite| suite.is_hybrid()) {
+            let [one, same] = exchange(suite, Some([9; 32]), Some([9; 32])).unwrap();
+            assert_eq!(one, same);
+            let [other, _] = exchange(suite, Some([8; 32]), Some([8; 32])).unwrap();
+            assert_ne!(one, other);
             assert_eq!(exchange(suite, Some([9; 32]), Some([8; 32])), None);
-            assert_eq!(exchange(suite, Some([9; 32]), None), None);
+            assert_eq!(exchange(suite, None, Some([9; 32])), None);
+            assert_eq!(exchange(suite, Some([9; 32]), None), None, "no message 2 without a secret");
         }
+    }
+
+    #[test]
+    fn a_known_agreement_is_the_one_that_would_be_computed_and_serves_no_other_peer() {
+        let cluster = ClusterSecret::from_bytes([2; 32]);
+        let device = DeviceSecret::from_bytes([1; 32]);
+        let known = device.key_for(&cluster.public()).unwrap();
+        let other = *DhSecret::from_bytes([3; 32]).public();
+        for peer in [cluster.public().0, other] {
+            assert_eq!(known.agree(&peer), DhSecret::from_bytes([1; 32]).agree(&peer));
+        }
+        let changed = device.key_for(&ClusterPublic(other)).unwrap();
+        assert_eq!(changed.agree(&other), DhSecret::from_bytes([1; 32]).agree(&other));
+        assert!(device.key_for(&ClusterPublic([0; 32])).is_none());
     }
 
     #[test]
@@ -208,7 +254,8 @@ mod tests {
 
     #[test]
     fn a_peers_point_of_small_order_ends_the_agreement() {
-        let mut dh = X25519::default();
+        let x25519 = || X25519::new(ClusterSecret::from_bytes([7; 32]).key().clone());
+        let mut dh = x25519();
         dh.set(&[7; 32]);
         // 0, 1 and the two points of order 8 (RFC 7748 §6.1, Curve25519's cofactor is 8).
         let order_8 = [
@@ -225,6 +272,8 @@ mod tests {
         }
         assert!(dh.dh(DhSecret::from_bytes([8; 32]).public(), &mut [0; 32]).is_ok());
         assert!(dh.dh(&[9; 31], &mut [0; 32]).is_err());
-        assert!(X25519::default().dh(&[9; 32], &mut [0; 32]).is_err());
+        assert!(x25519().dh(&[9; 32], &mut [0; 32]).is_err(), "no key yet");
+        dh.set(&[8; 32]);
+        assert!(dh.dh(&[9; 32], &mut [0; 32]).is_err(), "not the key that the handshake is of");
     }
 }

@@ -293,6 +293,12 @@ impl SealingKey {
         self.next >= self.limit / 2
     }
 
+    /// Gives up every counter below `counter` without using it; never goes back. For tests of what happens late in the life
+    /// of a key.
+    pub fn skip_to(&mut self, counter: u64) {
+        self.next = self.next.max(counter);
+    }
+
     /// The index that sealed records carry.
     pub fn receiver(&self) -> ReceiverIndex {
         self.receiver
@@ -332,6 +338,11 @@ impl OpeningKey {
         let newest = self.window.newest().is_none_or(|newest| counter > newest);
         self.window.commit(counter)?;
         Ok(Opened { content, counter, newest, plaintext })
+    }
+
+    /// True when the peer has sealed so much under this key that it should be replaced by a rekey.
+    pub fn wants_rekey(&self) -> bool {
+        self.window.newest().is_some_and(|newest| newest >= self.key.aead.sealed_records_max() / 2)
     }
 
     /// Opens `text ‖ tag` under additional data of the caller's own, for handshake messages. Outside the window.

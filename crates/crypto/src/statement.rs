@@ -54,6 +54,16 @@ pub(crate) fn verify(id: GrantKeyId, bytes: &[u8], verifier: &GrantVerifier) -> 
     verifier.verify(id, &message(body), signature)
 }
 
+/// [`verify`] for a statement that is shown again and again.
+pub(crate) fn verify_again(
+    id: GrantKeyId,
+    bytes: &[u8],
+    verifier: &GrantVerifier,
+) -> Result<(), VerifyError> {
+    let (body, signature) = bytes.split_last_chunk::<SIGNATURE_LEN>().ok_or(VerifyError::Malformed)?;
+    verifier.verify_again(id, &message(body), signature)
+}
+
 /// Writes a node's name: length, then the name.
 pub(crate) fn write_node(out: &mut Vec<u8>, node: &NodeId) {
     let name = node.as_str().as_bytes();

@@ -11,8 +11,7 @@ use jump_crypto::cookie::{Admission, COOKIE_REPLY_LEN, Gate, ReattachHint, open_
 use jump_crypto::entropy::{Entropy, EntropyError};
 use jump_crypto::grant::{Grant, GrantClaims};
 use jump_crypto::handshake::{
-    AttachIntent, Established, Holding, INIT_LEN, Initiation, InitiationInput, REPLY_LEN_MAX, Responder,
-    Suite,
+    AttachIntent, Established, Holding, Initiation, InitiationInput, REPLY_LEN_MAX, Responder, Suite,
 };
 use jump_crypto::ids::{AttachSeq, AttemptId, Epoch, Incarnation, NodeNumber, ReceiverIndex, SessionId};
 use jump_crypto::key_set::{KeySet, KeySetClaims};
@@ -52,6 +51,8 @@ fn vectors() -> Value {
         "handshake": [
             handshake("25519_ChaChaPoly_BLAKE2s", Suite::ChaChaPolyBlake2s),
             handshake("25519_AESGCM_SHA256", Suite::AesGcmSha256),
+            handshake("25519_ChaChaPoly_BLAKE2s", Suite::HybridChaChaPolyBlake2s),
+            handshake("25519_AESGCM_SHA256", Suite::HybridAesGcmSha256),
         ],
         "gate": gate(),
         "statements": statements(),
@@ -91,6 +92,8 @@ const NODE_SEED: u8 = 0x81;
 const GRANT_SEED: u8 = 0xa1;
 const MESH_A: u8 = 0xc1;
 const MESH_B: u8 = 0xe1;
+const KEM_SEED: u8 = 0x11;
+const KEM_COINS: u8 = 0x71;
 
 fn device() -> DeviceSecret {
     DeviceSecret::from_bytes(secret(DEVICE))
@@ -153,8 +156,8 @@ fn intent() -> AttachIntent {
     }
 }
 
-fn start(suite: Suite, cookie: Option<[u8; 16]>) -> (Initiation, [u8; INIT_LEN]) {
-    let mut init = [0; INIT_LEN];
+fn start(suite: Suite, cookie: Option<[u8; 16]>) -> (Initiation, Vec<u8>) {
+    let mut init = vec![0; suite.init_len()];
     let input = InitiationInput {
         device: &device(),
         cluster: &cluster().public(),
@@ -163,7 +166,7 @@ fn start(suite: Suite, cookie: Option<[u8; 16]>) -> (Initiation, [u8; INIT_LEN])
         index: ReceiverIndex(0xc1c2_c3c4),
         cookie,
     };
-    let mut entropy = Given(secret(CLIENT_EPHEMERAL).to_vec());
+    let mut entropy = Given([&secret(CLIENT_EPHEMERAL)[..], &kem_seed()].concat());
     let initiation = Initiation::start(&input, &mut entropy, &mut init).unwrap();
     (initiation, init)
 }
@@ -179,15 +182,17 @@ fn handshake(name: &str, suite: Suite) -> Value {
     let index = ReceiverIndex::of_node(NodeNumber(0x123), 0x45678);
     let hint = Gate::new(&cluster()).hint(index);
     let mut reply = [0; REPLY_LEN_MAX];
-    let mut entropy = Given(secret(GATEWAY_EPHEMERAL).to_vec());
+    let (ephemeral, coins) = (secret(GATEWAY_EPHEMERAL), secret(KEM_COINS));
+    // In a hybrid suite the coins of the encapsulation are drawn after the ephemeral key.
+    let mut entropy = Given([ephemeral, coins].concat());
     let (len, mut gateway) =
         pending.write_reply(&responder, index, hint, &roster, &mut entropy, &mut reply).unwrap();
     let verifier = GrantVerifier::new(&[grant_signer().public()]);
     let (mut client, info) = initiation.finish(&reply[..len], &verifier, NOW).unwrap();
     assert_eq!((info.node, info.roster.clone(), info.hint), (node_claims(), roster, hint));
     assert_eq!(client.handshake_hash, gateway.handshake_hash);
-    json!({
-        "protocol": format!("Noise_IK_{name}"),
+    let mut vector = json!({
+        "protocol": format!("Noise_{}_{name}", if suite.is_hybrid() { "IKpsk2" } else { "IK" }),
         "suite": suite as u8,
         "client_ephemeral_private": hex(&secret(CLIENT_EPHEMERAL)),
         "gateway_ephemeral_private": hex(&secret(GATEWAY_EPHEMERAL)),
@@ -205,6 +210,32 @@ fn handshake(name: &str, suite: Suite) -> Value {
         "handshake_hash": hex(&client.handshake_hash),
         "records_to_gateway": records(&mut client, &mut gateway, &[(Content::Control, "01"), (Content::Packet, "00112233")]),
         "records_to_client": records(&mut gateway, &mut client, &[(Content::Control, "0a0b"), (Content::Packet, "")]),
+    });
+    if suite.is_hybrid() {
+        vector["kem"] = kem(&reply);
+    }
+    vector
+}
+
+/// The seed `d ‖ z` of the client's ML-KEM-768 key pair.
+fn kem_seed() -> [u8; 64] {
+    std::array::from_fn(|at| KEM_SEED.wrapping_add(at as u8))
+}
+
+/// ML-KEM's own values, so that an implementation without it can check the rest.
+fn kem(reply: &[u8]) -> Value {
+    use ml_kem::ml_kem_768::DecapsulationKey;
+    use ml_kem::{Decapsulate as _, KeyExport as _};
+
+    let secret_key = DecapsulationKey::from_seed(kem_seed().into());
+    let ciphertext = &reply[16..16 + 1088];
+    let shared = secret_key.decapsulate(&ciphertext.try_into().unwrap());
+    json!({
+        "seed": hex(&kem_seed()),
+        "coins": hex(&secret(KEM_COINS)),
+        "encapsulation_key": hex(&secret_key.encapsulation_key().to_bytes()),
+        "ciphertext": hex(ciphertext),
+        "shared_secret": hex(&shared),
     })
 }
 

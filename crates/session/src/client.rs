@@ -341,6 +341,7 @@ impl Client {
             epoch: self.epoch,
             binding: self.binding,
             owner: self.link.as_ref().map(|link| (link.node.node.clone(), link.gateway)),
+            suite: self.link.as_ref().map(|link| link.keys.suite),
             inner: self.inner.clone(),
             transport: self.link.as_ref().map(|link| link.transport),
             path_changes: self.ways.switches,

@@ -1,7 +1,7 @@
 //! First messages: cheap checks, then a reserved index and the queue to a handshake thread.
 
 use jump_crypto::cookie::{Admission, COOKIE_REPLY_LEN};
-use jump_crypto::handshake::INIT_LEN;
+use jump_crypto::handshake::is_init_len;
 use jump_session::gateway::Nanos;
 use jump_session::path::Path;
 
@@ -35,10 +35,10 @@ impl Load {
 
 impl DataPlane {
     /// An `AttachInit` from `source`.
-    pub(super) fn handle_init<W: Wire>(&mut self, tick: Tick, source: Path, datagram: &[u8], wire: &mut W) {
-        let Ok(init) = <&[u8; INIT_LEN]>::try_from(datagram) else {
+    pub(super) fn handle_init<W: Wire>(&mut self, tick: Tick, source: Path, init: &[u8], wire: &mut W) {
+        if !is_init_len(init.len()) {
             return self.counters.drop(DropReason::Malformed);
-        };
+        }
         let admitted = self.gates.iter().map(|gate| (gate, gate.admit(init, source.peer, tick.unix)));
         let Some((gate, admission)) = admitted.into_iter().find(|(_, a)| *a != Admission::BadMac) else {
             return self.counters.drop(DropReason::BadMac);
@@ -67,7 +67,7 @@ impl DataPlane {
         };
         let index = self.index(local);
         let hint = self.gates.first().map_or([0; 16], |gate| gate.hint(index));
-        let job = InitJob { datagram: Box::new(*init), source, index, hint };
+        let job = InitJob { datagram: Box::from(init), source, index, hint };
         self.next_queue = self.next_queue.wrapping_add(1);
         let queues = self.inits.len().max(1);
         let queued =

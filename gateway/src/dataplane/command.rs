@@ -5,7 +5,7 @@ use std::sync::mpsc::SyncSender;
 
 use ipnet::IpNet;
 use jump_crypto::cookie::Gate;
-use jump_crypto::handshake::{AttachIntent, Established, INIT_LEN};
+use jump_crypto::handshake::{AttachIntent, Established};
 use jump_crypto::ids::{Binding, DeviceKey, Epoch, ReceiverIndex, SessionId};
 use jump_session::frame::AttachResult;
 use jump_session::gateway::{Nanos, State};
@@ -245,7 +245,7 @@ pub enum What {
 /// An admitted `AttachInit` for a handshake thread.
 pub struct InitJob {
     /// The datagram.
-    pub datagram: Box<[u8; INIT_LEN]>,
+    pub datagram: Box<[u8]>,
     /// Where it came from.
     pub source: Path,
     /// The reserved index.

@@ -1,7 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::handshake::{AttachIntent, Initiation, InitiationInput, Suite};
+use crate::handshake::{AttachIntent, INIT_LEN, Initiation, InitiationInput, Suite};
 use crate::ids::{AttachSeq, AttemptId, Epoch};
 use crate::keys::DeviceSecret;
 use crate::testing::SeededEntropy;
@@ -12,12 +12,16 @@ fn source() -> SocketAddr {
     "192.0.2.7:40000".parse().unwrap()
 }
 
-fn init(cluster: &ClusterSecret, cookie: Option<[u8; 16]>) -> [u8; INIT_LEN] {
-    let mut out = [0; INIT_LEN];
+fn init(cluster: &ClusterSecret, cookie: Option<[u8; 16]>) -> Vec<u8> {
+    init_of(Suite::ChaChaPolyBlake2s, cluster, cookie)
+}
+
+fn init_of(suite: Suite, cluster: &ClusterSecret, cookie: Option<[u8; 16]>) -> Vec<u8> {
+    let mut out = vec![0; suite.init_len()];
     let input = InitiationInput {
         device: &DeviceSecret::from_bytes([5; 32]),
         cluster: &cluster.public(),
-        suite: Suite::ChaChaPolyBlake2s,
+        suite,
         intent: &AttachIntent {
             session: None,
             attach_seq: AttachSeq(1),
@@ -78,16 +82,21 @@ fn a_cookie_is_worthless_from_another_address_or_port() {
 #[test]
 fn every_changed_byte_of_an_init_is_caught_before_the_handshake() {
     let gate = Gate::new(&cluster());
-    let cookie = cookie_from(&gate, &init(&cluster(), None), source(), NOW);
-    let good = init(&cluster(), Some(cookie));
-    for at in 0..INIT_LEN {
-        let mut damaged = good;
-        damaged[at] ^= 0x10;
-        let expected = if at < MAC2_AT { Admission::BadMac } else { Admission::NoCookie };
-        assert_eq!(gate.admit(&damaged, source(), NOW), expected, "byte {at}");
-    }
-    for len in 0..INIT_LEN {
-        assert_eq!(gate.admit(&good[..len], source(), NOW), Admission::BadMac);
+    for suite in [Suite::ChaChaPolyBlake2s, Suite::HybridChaChaPolyBlake2s] {
+        let cookie = cookie_from(&gate, &init_of(suite, &cluster(), None), source(), NOW);
+        let good = init_of(suite, &cluster(), Some(cookie));
+        assert_eq!(gate.admit(&good, source(), NOW), Admission::Cookie);
+        let (_, mac2_at) = macs_at(&good);
+        for at in 0..good.len() {
+            let mut damaged = good.clone();
+            damaged[at] ^= 0x10;
+            let expected = if at < mac2_at { Admission::BadMac } else { Admission::NoCookie };
+            assert_eq!(gate.admit(&damaged, source(), NOW), expected, "byte {at}");
+        }
+        for len in 0..good.len() {
+            assert_eq!(gate.admit(&good[..len], source(), NOW), Admission::BadMac);
+        }
+        assert_eq!(gate.admit(&[good, vec![0]].concat(), source(), NOW), Admission::BadMac);
     }
 }
 
@@ -114,8 +123,8 @@ fn a_cookie_reply_opens_only_for_the_init_that_it_answers_and_only_unchanged() {
         damaged[at] ^= 1;
         assert_eq!(open_cookie_reply(&public, &first, &damaged), None, "byte {at}");
     }
-    let mut other = first;
-    other[MAC1_AT] ^= 1;
+    let mut other = first.clone();
+    other[macs_at(&first).0] ^= 1;
     assert_eq!(open_cookie_reply(&public, &other, &reply), None);
     assert_eq!(open_cookie_reply(&ClusterSecret::from_bytes([7; 32]).public(), &first, &reply), None);
 }

@@ -2,23 +2,26 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use super::{AttachIntent, HandshakeError, Holding, INIT_LEN, ROSTER_MAX, Suite};
+use super::{AttachIntent, HYBRID_INIT_LEN, HandshakeError, Holding, INIT_LEN, ROSTER_MAX, Suite};
 use crate::codec::{Malformed, Reader};
-use crate::cookie::HINT_LEN;
+use crate::cookie::{HINT_LEN, MACS_LEN};
 use crate::ids::{AttachSeq, AttemptId, Epoch, ReceiverIndex, SessionId};
+use crate::kem::{KemPublic, PUBLIC_LEN};
 use crate::keys::{ClusterKeyId, GrantKeyId};
 use crate::wire::{DatagramType, VERSION};
 
 /// Bytes before Noise message 1.
 pub(super) const INIT_HEADER_LEN: usize = 12;
-/// Where Noise message 1 ends and `mac1` begins.
-pub(super) const INIT_MACS_AT: usize = INIT_LEN - 32;
-/// The payload of Noise message 1: what is left after the ephemeral key, the sealed static key and the tag.
-pub(super) const INIT_PAYLOAD_LEN: usize = INIT_MACS_AT - INIT_HEADER_LEN - 32 - (32 + 16) - 16;
+/// What an `AttachInit` holds beside the payload: header, ephemeral key, sealed static key, tag and MACs.
+const INIT_FRAME_LEN: usize = INIT_HEADER_LEN + 32 + (32 + 16) + 16 + MACS_LEN;
+/// The longest payload of Noise message 1.
+pub(super) const INIT_PAYLOAD_LEN_MAX: usize = HYBRID_INIT_LEN - INIT_FRAME_LEN;
+/// Length of an encoded intent.
+const INTENT_LEN: usize = 80;
 /// Bytes before Noise message 2.
 pub(super) const REPLY_HEADER_LEN: usize = 16;
 /// The longest payload of Noise message 2.
-pub(super) const REPLY_PAYLOAD_LEN_MAX: usize = 2 + HINT_LEN + ROSTER_MAX * ADDRESS_LEN;
+pub(super) const REPLY_PAYLOAD_LEN_MAX: usize = reply_payload_len(ROSTER_MAX);
 
 const PROLOGUE: &[u8; 22] = b"jumping-vpn attach v1\0";
 const PAYLOAD_VERSION: u8 = 1;
@@ -44,11 +47,18 @@ impl InitHeader {
         out
     }
 
-    pub(super) fn decode(datagram: &[u8; INIT_LEN]) -> Result<Self, HandshakeError> {
+    /// Reads the header of a whole datagram, which must have the length of its suite.
+    pub(super) fn decode(datagram: &[u8]) -> Result<Self, HandshakeError> {
+        if !is_init_len(datagram.len()) {
+            return Err(HandshakeError::Malformed);
+        }
         let mut reader = Reader::new(datagram);
         reader.expect(DatagramType::AttachInit as u8)?;
         reader.expect(VERSION)?;
         let suite = Suite::from_wire(reader.u8()?).ok_or(HandshakeError::UnsupportedSuite)?;
+        if datagram.len() != suite.init_len() {
+            return Err(HandshakeError::Malformed);
+        }
         reader.expect(0)?;
         Ok(Self { suite, cluster: ClusterKeyId(reader.array()?), index: ReceiverIndex(reader.u32()?) })
     }
@@ -64,10 +74,46 @@ impl InitHeader {
     }
 }
 
+/// True for the lengths that an `AttachInit` can have.
+pub fn is_init_len(len: usize) -> bool {
+    len == INIT_LEN || len == HYBRID_INIT_LEN
+}
+
+/// Length of the payload of Noise message 1: what the header, the keys, the tags and the MACs leave.
+pub(super) const fn init_payload_len(suite: Suite) -> usize {
+    suite.init_len() - INIT_FRAME_LEN
+}
+
+/// Length of the payload of Noise message 2 with so many addresses.
+pub(super) const fn reply_payload_len(roster: usize) -> usize {
+    2 + HINT_LEN + roster * ADDRESS_LEN
+}
+
+/// Writes the payload of Noise message 1 over `out`, which is all zero: the intent, then the encapsulation key.
+// protocol.md §3.2, §3.8
+pub(super) fn encode_init_payload(intent: &AttachIntent, kem: Option<&KemPublic>, out: &mut [u8]) {
+    out[..INTENT_LEN].copy_from_slice(&intent.encode());
+    if let Some(kem) = kem {
+        out[INTENT_LEN..INTENT_LEN + PUBLIC_LEN].copy_from_slice(kem);
+    }
+}
+
+/// Reads the payload of Noise message 1.
+pub(super) fn decode_init_payload(
+    suite: Suite,
+    payload: &[u8],
+) -> Result<(AttachIntent, Option<KemPublic>), Malformed> {
+    let mut reader = Reader::new(payload);
+    let intent = AttachIntent::decode(reader.bytes(INTENT_LEN)?)?;
+    let kem = if suite.is_hybrid() { Some(reader.array()?) } else { None };
+    reader.zeros_to_end()?;
+    Ok((intent, kem))
+}
+
 impl AttachIntent {
     // protocol.md §3.2
-    pub(super) fn encode(&self) -> [u8; INIT_PAYLOAD_LEN] {
-        let mut out = [0; INIT_PAYLOAD_LEN];
+    fn encode(&self) -> [u8; INTENT_LEN] {
+        let mut out = [0; INTENT_LEN];
         out[0] = PAYLOAD_VERSION;
         out[1] =
             if self.session.is_some() { FLAG_SESSION } else { 0 } | if self.rekey { FLAG_REKEY } else { 0 };
@@ -84,7 +130,7 @@ impl AttachIntent {
         out
     }
 
-    pub(super) fn decode(payload: &[u8]) -> Result<Self, Malformed> {
+    fn decode(payload: &[u8]) -> Result<Self, Malformed> {
         let mut reader = Reader::new(payload);
         reader.expect(PAYLOAD_VERSION)?;
         let flags = reader.u8()?;
@@ -101,7 +147,7 @@ impl AttachIntent {
         for slot in &mut holding.grant_keys {
             *slot = GrantKeyId(reader.array()?);
         }
-        reader.zeros_to_end()?;
+        reader.end()?;
         let session = match flags & FLAG_SESSION != 0 {
             true => Some(SessionId::from_bytes(session)),
             false if session == [0; 16] => None,
@@ -164,11 +210,12 @@ pub(super) struct ReplyPayload {
 
 impl ReplyPayload {
     // protocol.md §3.6
-    pub(super) fn encode(&self) -> Vec<u8> {
+    /// Encodes the first `roster_max` addresses.
+    pub(super) fn encode(&self, roster_max: usize) -> Vec<u8> {
         let mut out = Vec::with_capacity(REPLY_PAYLOAD_LEN_MAX);
         out.extend_from_slice(&[PAYLOAD_VERSION, 0]);
         out.extend_from_slice(&self.hint);
-        for address in self.roster.iter().filter(|address| is_reachable(address)).take(ROSTER_MAX) {
+        for address in self.roster.iter().filter(|address| is_reachable(address)).take(roster_max) {
             out[1] += 1;
             let (family, ip) = match address.ip() {
                 IpAddr::V4(ip) => (4, ip.to_ipv6_mapped()),
@@ -245,8 +292,8 @@ mod tests {
         })
     }
 
-    fn plain() -> [u8; INIT_PAYLOAD_LEN] {
-        AttachIntent {
+    fn plain(suite: Suite) -> Vec<u8> {
+        let intent = AttachIntent {
             session: None,
             attach_seq: AttachSeq(1),
             attempt: AttemptId::from_bytes([1; 16]),
@@ -255,31 +302,42 @@ mod tests {
             capabilities: 0,
             rekey: false,
             holding: Holding::default(),
-        }
-        .encode()
+        };
+        let mut payload = vec![0; init_payload_len(suite)];
+        encode_init_payload(&intent, suite.is_hybrid().then_some(&[7; PUBLIC_LEN]), &mut payload);
+        payload
     }
 
     #[test]
     fn an_intent_of_another_version_or_with_unknown_flags_or_stray_bytes_is_refused() {
-        assert!(AttachIntent::decode(&plain()).is_ok());
-        for (at, byte, what) in [
-            (0, 2, "version"),
-            (1, 4, "flag"),
-            (8, 1, "session id without its flag"),
-            (80, 1, "padding"),
-            (INIT_PAYLOAD_LEN - 1, 1, "padding"),
-        ] {
-            let mut payload = plain();
-            payload[at] = byte;
-            assert_eq!(AttachIntent::decode(&payload), Err(Malformed), "{what}");
+        for suite in Suite::ALL {
+            let good = plain(suite);
+            let (_, kem) = decode_init_payload(suite, &good).unwrap();
+            assert_eq!(kem, suite.is_hybrid().then_some([7; PUBLIC_LEN]));
+            let padding = if suite.is_hybrid() { INTENT_LEN + PUBLIC_LEN } else { INTENT_LEN };
+            for (at, byte, what) in [
+                (0, 2, "version"),
+                (1, 4, "flag"),
+                (8, 1, "session id without its flag"),
+                (padding, 1, "padding"),
+                (good.len() - 1, 1, "padding"),
+            ] {
+                let mut payload = good.clone();
+                payload[at] = byte;
+                assert_eq!(decode_init_payload(suite, &payload), Err(Malformed), "{what}");
+            }
+            for len in 0..padding {
+                assert_eq!(decode_init_payload(suite, &good[..len]), Err(Malformed), "cut at {len}");
+            }
         }
     }
 
     #[test]
     fn unknown_capabilities_are_ignored() {
-        let mut payload = plain();
+        let mut payload = plain(Suite::AesGcmSha256);
         payload[4..8].fill(0xff);
-        assert_eq!(AttachIntent::decode(&payload).unwrap().capabilities, u32::MAX);
+        let (intent, _) = decode_init_payload(Suite::AesGcmSha256, &payload).unwrap();
+        assert_eq!(intent.capabilities, u32::MAX);
     }
 
     #[test]
@@ -288,8 +346,8 @@ mod tests {
         let bad = ["192.0.2.1:0", "0.0.0.0:1", "[::]:1", "255.255.255.255:1", "224.0.0.1:1", "[ff02::1]:1"];
         for bad in bad.map(|text| text.parse::<SocketAddr>().unwrap()) {
             let payload = ReplyPayload { hint: [1; HINT_LEN], roster: vec![bad, good] };
-            assert_eq!(ReplyPayload::decode(&payload.encode()).unwrap().roster, [good]);
-            let mut forced = ReplyPayload { hint: [1; HINT_LEN], roster: vec![good] }.encode();
+            assert_eq!(ReplyPayload::decode(&payload.encode(ROSTER_MAX)).unwrap().roster, [good]);
+            let mut forced = ReplyPayload { hint: [1; HINT_LEN], roster: vec![good] }.encode(ROSTER_MAX);
             let ip = match bad.ip() {
                 IpAddr::V4(ip) => ip.to_ipv6_mapped(),
                 IpAddr::V6(ip) => ip,
@@ -316,16 +374,18 @@ mod tests {
                 bytes[..2].copy_from_slice(&[PAYLOAD_VERSION, count]);
             }
             if let Ok(payload) = ReplyPayload::decode(&bytes) {
-                prop_assert_eq!(payload.encode(), bytes);
+                prop_assert_eq!(payload.encode(ROSTER_MAX), bytes);
             }
         }
 
         #[test]
-        fn no_bytes_panic(bytes in prop::collection::vec(any::<u8>(), 0..700)) {
-            let _ = AttachIntent::decode(&bytes);
+        fn no_bytes_panic(bytes in prop::collection::vec(any::<u8>(), 0..1500)) {
             let _ = ReplyHeader::decode(&bytes);
-            if let Some(init) = bytes.first_chunk::<INIT_LEN>() {
-                let _ = InitHeader::decode(init);
+            for suite in Suite::ALL {
+                let _ = decode_init_payload(suite, &bytes);
+                let mut init = bytes.clone();
+                init.resize(suite.init_len(), 0);
+                let _ = InitHeader::decode(&init);
             }
         }
     }

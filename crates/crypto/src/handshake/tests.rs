@@ -34,16 +34,16 @@ impl Bench {
         GrantVerifier::new(&[self.signer.public()])
     }
 
-    fn start(&mut self, suite: Suite) -> (Initiation, [u8; INIT_LEN]) {
+    fn start(&mut self, suite: Suite) -> (Initiation, Vec<u8>) {
         self.start_as(suite, &intent())
     }
 
-    fn start_with(&mut self, intent: &AttachIntent) -> (Initiation, [u8; INIT_LEN]) {
+    fn start_with(&mut self, intent: &AttachIntent) -> (Initiation, Vec<u8>) {
         self.start_as(Suite::ChaChaPolyBlake2s, intent)
     }
 
-    fn start_as(&mut self, suite: Suite, intent: &AttachIntent) -> (Initiation, [u8; INIT_LEN]) {
-        let mut init = [0; INIT_LEN];
+    fn start_as(&mut self, suite: Suite, intent: &AttachIntent) -> (Initiation, Vec<u8>) {
+        let mut init = vec![0; suite.init_len()];
         let input = InitiationInput {
             device: &self.device,
             cluster: &self.cluster.public(),
@@ -104,7 +104,7 @@ fn seal(keys: &mut Established, text: &[u8]) -> Vec<u8> {
 
 #[test]
 fn both_sides_agree_on_keys_indices_and_payloads_in_every_suite() {
-    for suite in [Suite::ChaChaPolyBlake2s, Suite::AesGcmSha256] {
+    for suite in Suite::ALL {
         let mut bench = Bench::new();
         let (mut initiation, init) = bench.start(suite);
         let pending = bench.responder.read_init(&init).unwrap();
@@ -173,21 +173,104 @@ fn no_reply_is_longer_than_its_trigger_with_the_fullest_content() {
     };
     let certificate = NodeCertificate::issue(&claims, &bench.signer);
     bench.responder = Responder::new(vec![bench.cluster.clone()], certificate, node);
-    let (mut initiation, init) = bench.start(Suite::AesGcmSha256);
-    let pending = bench.responder.read_init(&init).unwrap();
-    let roster = vec!["[2001:db8::1]:1".parse().unwrap(); ROSTER_MAX + 3];
+    for (suite, addresses) in [(Suite::AesGcmSha256, ROSTER_MAX), (Suite::HybridAesGcmSha256, 0)] {
+        let (mut initiation, init) = bench.start(suite);
+        let pending = bench.responder.read_init(&init).unwrap();
+        let roster = vec!["[2001:db8::1]:1".parse().unwrap(); ROSTER_MAX + 3];
+        let mut out = [0; REPLY_LEN_MAX];
+        let (len, _) = pending
+            .write_reply(&bench.responder, ReceiverIndex(1), [1; 16], &roster, &mut bench.entropy, &mut out)
+            .unwrap();
+        assert!(len <= init.len());
+        let (_, info) = initiation.finish(&out[..len], &bench.verifier(), NOW).unwrap();
+        assert_eq!(info.roster.len(), addresses);
+    }
+}
+
+#[test]
+fn a_hybrid_reply_names_three_gateways_beside_a_name_of_ten_characters() {
+    assert_eq!(roster_room(Suite::HybridChaChaPolyBlake2s, NodeCertificate::LEN_MAX - 53), 3);
+}
+
+#[test]
+fn a_hybrid_message_with_an_impossible_encapsulation_key_is_refused_after_it_was_read() {
+    let mut bench = Bench::new();
+    let (_, init) = bench.start(Suite::HybridChaChaPolyBlake2s);
+    let mut pending = bench.responder.read_init(&init).unwrap();
+    pending.kem.as_mut().unwrap().fill(0xff);
+    let mut out = [0; REPLY_LEN_MAX];
+    let refused =
+        pending.write_reply(&bench.responder, ReceiverIndex(1), [0; 16], &[], &mut bench.entropy, &mut out);
+    assert_eq!(refused.unwrap_err(), HandshakeError::Malformed);
+}
+
+#[test]
+fn the_keys_of_a_hybrid_session_need_the_secret_of_ml_kem() {
+    // A gateway that sees the client's encapsulation key differently gives a reply that the client refuses.
+    let mut bench = Bench::new();
+    let (mut initiation, init) = bench.start(Suite::HybridAesGcmSha256);
+    let other = KemSecret::generate(&mut bench.entropy).unwrap().public();
+    let mut pending = bench.responder.read_init(&init).unwrap();
+    **pending.kem.as_mut().unwrap() = other;
     let mut out = [0; REPLY_LEN_MAX];
     let (len, _) = pending
-        .write_reply(&bench.responder, ReceiverIndex(1), [1; 16], &roster, &mut bench.entropy, &mut out)
+        .write_reply(&bench.responder, ReceiverIndex(1), [0; 16], &[], &mut bench.entropy, &mut out)
         .unwrap();
-    assert!(len <= INIT_LEN);
-    let (_, info) = initiation.finish(&out[..len], &bench.verifier(), NOW).unwrap();
-    assert_eq!(info.roster.len(), ROSTER_MAX);
+    let refused = initiation.finish(&out[..len], &bench.verifier(), NOW).unwrap_err();
+    assert_eq!(refused, HandshakeError::Authentication);
+    let (reply, _) = bench.answer(&init);
+    initiation.finish(&reply, &bench.verifier(), NOW).expect("the true reply still counts");
+}
+
+#[test]
+fn a_message_has_exactly_the_length_of_its_suite() {
+    let mut bench = Bench::new();
+    for suite in Suite::ALL {
+        let (_, mut init) = bench.start(suite);
+        let input = InitiationInput {
+            device: &bench.device,
+            cluster: &bench.cluster.public(),
+            suite,
+            intent: &intent(),
+            index: ReceiverIndex(1),
+            cookie: None,
+        };
+        let mut short = vec![0; init.len() - 1];
+        let refused = Initiation::start(&input, &mut bench.entropy, &mut short).unwrap_err();
+        assert_eq!(refused, HandshakeError::Malformed);
+        let other = suite.with_hybrid(!suite.is_hybrid());
+        init[2] = other as u8;
+        assert_eq!(bench.responder.read_init(&init).unwrap_err(), HandshakeError::Malformed);
+    }
+}
+
+#[test]
+fn a_certificate_that_was_good_is_not_computed_again_and_ends_all_the_same() {
+    let mut bench = Bench::new();
+    let verifier = bench.verifier();
+    for (now, good) in [(NOW, true), (NOW, true), (NOW + 60, false), (NOW, true)] {
+        let (mut initiation, init) = bench.start(Suite::ChaChaPolyBlake2s);
+        let (reply, _) = bench.answer(&init);
+        assert_eq!(initiation.finish(&reply, &verifier, now).is_ok(), good);
+    }
+    // Other keys know nothing of it, and a damaged signature is another statement.
+    let certificate = bench.responder.certificates[0].clone();
+    let own = GrantSigner::generate(&mut bench.entropy).unwrap();
+    let stranger = GrantVerifier::new(&[own.public()]);
+    assert_eq!(certificate.verify(&stranger, NOW).unwrap_err(), VerifyError::UnknownKey);
+    for at in 0..certificate.as_bytes().len() {
+        let mut damaged = certificate.as_bytes().to_vec();
+        damaged[at] ^= 1;
+        for time in ["first", "second"] {
+            let refused = NodeCertificate::parse(&damaged).and_then(|damaged| damaged.verify(&verifier, NOW));
+            assert!(refused.is_err(), "byte {at}, the {time} time");
+        }
+    }
 }
 
 #[test]
 fn every_damaged_reply_is_refused_and_none_ends_the_initiation() {
-    for suite in [Suite::ChaChaPolyBlake2s, Suite::AesGcmSha256] {
+    for suite in Suite::ALL {
         let mut bench = Bench::new();
         let (mut initiation, init) = bench.start(suite);
         let (reply, _) = bench.answer(&init);
@@ -208,14 +291,16 @@ fn every_damaged_reply_is_refused_and_none_ends_the_initiation() {
 #[test]
 fn every_damaged_init_is_refused_by_mac_or_by_noise() {
     let mut bench = Bench::new();
-    let (_, init) = bench.start(Suite::ChaChaPolyBlake2s);
-    for at in 0..INIT_LEN - 32 {
-        let mut damaged = init;
-        damaged[at] ^= 1;
-        assert!(bench.responder.read_init(&damaged).is_err(), "byte {at} is not authenticated");
-    }
-    for len in 0..INIT_LEN {
-        assert_eq!(bench.responder.read_init(&init[..len]).unwrap_err(), HandshakeError::Malformed);
+    for suite in [Suite::ChaChaPolyBlake2s, Suite::HybridAesGcmSha256] {
+        let (_, init) = bench.start(suite);
+        for at in 0..init.len() - MACS_LEN {
+            let mut damaged = init.clone();
+            damaged[at] ^= 1;
+            assert!(bench.responder.read_init(&damaged).is_err(), "byte {at} is not authenticated");
+        }
+        for len in 0..init.len() {
+            assert!(bench.responder.read_init(&init[..len]).is_err(), "cut at {len}");
+        }
     }
 }
 
@@ -314,21 +399,32 @@ fn an_init_turned_into_the_other_suite_fails() {
     let (_, mut init) = bench.start(Suite::AesGcmSha256);
     init[2] = Suite::ChaChaPolyBlake2s as u8;
     assert_eq!(bench.responder.read_init(&init).unwrap_err(), HandshakeError::Authentication);
+    // Padded or cut to the other length, a message is not of the other kind either.
+    for suite in Suite::ALL {
+        for other in Suite::ALL.into_iter().filter(|other| *other != suite) {
+            let (_, mut init) = bench.start(suite);
+            init.resize(other.init_len(), 0);
+            init[2] = other as u8;
+            assert_eq!(bench.responder.read_init(&init).unwrap_err(), HandshakeError::Authentication);
+        }
+    }
 }
 
 #[test]
 fn a_refusing_generator_stops_both_sides() {
     let mut bench = Bench::new();
-    let (_, init) = bench.start(Suite::ChaChaPolyBlake2s);
-    let pending = bench.responder.read_init(&init).unwrap();
-    let mut out = [0; REPLY_LEN_MAX];
-    let refused = pending.write_reply(
-        &bench.responder,
-        ReceiverIndex(1),
-        [0; 16],
-        &[],
-        &mut crate::testing::RefusingEntropy,
-        &mut out,
-    );
-    assert_eq!(refused.unwrap_err(), HandshakeError::Entropy(EntropyError::Source));
+    for suite in Suite::ALL {
+        let (_, init) = bench.start(suite);
+        let pending = bench.responder.read_init(&init).unwrap();
+        let mut out = [0; REPLY_LEN_MAX];
+        let refused = pending.write_reply(
+            &bench.responder,
+            ReceiverIndex(1),
+            [0; 16],
+            &[],
+            &mut crate::testing::RefusingEntropy,
+            &mut out,
+        );
+        assert_eq!(refused.unwrap_err(), HandshakeError::Entropy(EntropyError::Source));
+    }
 }

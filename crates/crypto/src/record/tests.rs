@@ -105,6 +105,23 @@ fn only_a_record_above_all_others_is_newest() {
 }
 
 #[test]
+fn an_opening_key_asks_for_a_rekey_when_its_peer_has_sealed_half_of_what_it_may() {
+    for aead in BOTH {
+        let (mut sealing, mut opening) = pair(aead);
+        assert!(!opening.wants_rekey());
+        let half = aead.sealed_records_max() / 2;
+        for (counter, wanted) in [(half - 1, false), (half, true)] {
+            sealing.skip_to(counter);
+            opening.open(&mut sealed(&mut sealing, Content::Packet, b"x")).unwrap();
+            assert_eq!(opening.wants_rekey(), wanted);
+        }
+        // Skipping never brings a counter back.
+        sealing.skip_to(0);
+        assert_eq!(sealing.sealed(), half + 1);
+    }
+}
+
+#[test]
 fn a_sealing_key_stops_at_its_limit_and_not_before() {
     for aead in BOTH {
         let (mut sealing, _) = pair(aead);

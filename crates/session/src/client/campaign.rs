@@ -8,7 +8,7 @@ use jump_crypto::certificate::NodeClaims;
 use jump_crypto::cookie::HINT_LEN;
 use jump_crypto::entropy::{Entropy, EntropyError};
 use jump_crypto::handshake::{
-    AttachIntent, Established, HandshakeError, Holding, INIT_LEN, Initiation, InitiationInput,
+    AttachIntent, Established, HandshakeError, Holding, Initiation, InitiationInput,
 };
 use jump_crypto::keys::ClusterPublic;
 use jump_crypto::record::{Content, SealLimitReached};
@@ -62,7 +62,7 @@ pub(super) struct Again {
 /// An `AttachInit` that waits for its reply.
 pub(super) struct Handshake {
     pub(super) initiation: Initiation,
-    pub(super) init: Box<[u8; INIT_LEN]>,
+    pub(super) init: Box<[u8]>,
     pub(super) path: PathId,
     pub(super) transport: Transport,
     pub(super) gateway: SocketAddr,
@@ -451,7 +451,7 @@ impl Client {
             index,
             cookie,
         };
-        let mut init = Box::new([0; INIT_LEN]);
+        let mut init = vec![0; self.config.suite.init_len()].into_boxed_slice();
         let initiation = Initiation::start(&input, &mut *self.entropy, &mut init)?;
         Ok(Handshake {
             initiation,

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use jump_crypto::certificate::VerifyError;
 use jump_crypto::entropy::EntropyError;
+use jump_crypto::handshake::Suite;
 use jump_crypto::key_set::KeySetClaims;
 
 use super::detection::RoundTrip;
@@ -340,6 +341,8 @@ pub struct Status {
     pub binding: u64,
     /// The owner, while there is one.
     pub owner: Option<(NodeId, SocketAddr)>,
+    /// How the present keys were agreed; `None` without an owner.
+    pub suite: Option<Suite>,
     /// Inner addresses.
     pub inner: Vec<IpAddr>,
     /// What carries the session; `None` without an owner.

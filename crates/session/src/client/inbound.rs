@@ -121,6 +121,9 @@ impl Client {
     fn link_heard(&mut self, now: Duration, path: PathId, counter: u64, newest: bool, len: usize) {
         let Some(link) = &mut self.link else { return };
         link.meter.opened(counter, newest, len);
+        if link.keys.opening.wants_rekey() {
+            link.rekey.hurry(now);
+        }
         if link.path == path {
             self.link_answered(now);
         } else {

@@ -17,6 +17,7 @@ impl Client {
                 self.config.cluster_keys.clone_from(&claims.cluster);
                 self.config.verifier = GrantVerifier::new(&claims.grant);
                 self.config.key_set = claims.serial;
+                self.config.suite = self.config.suite.with_hybrid(claims.hybrid);
                 self.events.push_back(Event::KeysChanged(claims));
             }
             // The one that it has, or an older one on its way from before.

@@ -52,7 +52,7 @@ fn a_key_set_is_taken_from_control_alone_and_the_next_attach_uses_it() {
     let next = ClusterSecret::from_bytes([77; 32]).public();
     let claims = KeySetClaims {
         serial: 5,
-        hybrid: false,
+        hybrid: true,
         cluster: vec![cluster.public(), next],
         grant: vec![grants.public(), [78; 32]],
     };
@@ -77,7 +77,24 @@ fn a_key_set_is_taken_from_control_alone_and_the_next_attach_uses_it() {
     world.run(MS * 50);
     let holding = world.last_intent(world.owner()).holding;
     assert_eq!(holding.key_set, 5);
+    let suite = world.client.status().suite.expect("attached");
+    assert!(suite.is_hybrid(), "the set asks for the hybrid suites, and the session kept {suite:?}");
     assert_eq!(holding.grant_keys[..2], [grants.id(), GrantKeyId::of(&[78; 32])]);
+}
+
+#[test]
+fn keys_that_the_owner_has_half_spent_are_replaced_long_before_they_are_due() {
+    let mut world = World::attached(1, 33);
+    let owner = world.owner();
+    let index = world.active(owner);
+    let half = jump_crypto::record::Aead::ChaCha20Poly1305.sealed_records_max() / 2;
+    for (counter, rekeyed) in [(half - 1, false), (half, true)] {
+        world.skip_to(owner, index, counter);
+        world.say(owner, index, &Frame::Keys { key_set: vec![1; 100] });
+        world.run(MS * 100);
+        assert_eq!(world.last_intent(owner).rekey, rekeyed);
+    }
+    assert_ne!(world.active(owner), index, "the owner seals under the new keys");
 }
 
 #[test]

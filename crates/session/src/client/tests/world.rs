@@ -557,6 +557,11 @@ impl World {
         self.send_sealed(at, index, Content::Control, buffer, len);
     }
 
+    /// The gateway's next record under the keys of `index` has this counter.
+    pub(super) fn skip_to(&mut self, at: usize, index: u32, counter: u64) {
+        self.gateways[at].peers.get_mut(&index).expect("a peer").keys.sealing.skip_to(counter);
+    }
+
     /// Sends an inner packet under the keys of `index`.
     pub(super) fn send_packet(&mut self, at: usize, index: u32, packet: &[u8]) {
         let mut buffer = vec![0; packet.len() + OVERHEAD];
