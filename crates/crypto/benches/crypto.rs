@@ -15,7 +15,7 @@ use jump_crypto::handshake::{
 };
 use jump_crypto::ids::{AttachSeq, AttemptId, Epoch, Incarnation, ReceiverIndex, SessionId};
 use jump_crypto::keys::{ClusterSecret, DeviceSecret, GrantSigner, GrantVerifier};
-use jump_crypto::record::{Content, HEADER_LEN, OVERHEAD};
+use jump_crypto::record::{Aead, Content, HEADER_LEN, OVERHEAD};
 use jump_crypto::replay_window::ReplayWindow;
 
 const NOW: u64 = 1_800_000_000;
@@ -168,9 +168,9 @@ fn records(c: &mut Criterion) {
     let mut group = c.benchmark_group("record");
     group.throughput(Throughput::Bytes(PLAINTEXT_LEN as u64));
     for (name, suite) in SUITES {
-        let algorithm = match suite {
-            Suite::ChaChaPolyBlake2s => &ring::aead::CHACHA20_POLY1305,
-            Suite::AesGcmSha256 => &ring::aead::AES_256_GCM,
+        let algorithm = match suite.aead() {
+            Aead::ChaCha20Poly1305 => &ring::aead::CHACHA20_POLY1305,
+            Aead::Aes256Gcm => &ring::aead::AES_256_GCM,
         };
         let (mut client, mut gateway) = World::new().established(suite);
         let mut buffer = [0; PLAINTEXT_LEN + OVERHEAD];
