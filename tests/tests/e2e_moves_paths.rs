@@ -1,6 +1,7 @@
 //! A session goes on when the way to its gateway changes: another network, another NAT mapping, another transport.
 #![expect(clippy::unwrap_used, reason = "a failed helper is a failed test")]
 
+use jump_session::reason::Reason;
 use jump_tests::lab::download::{Download, WebServer, expected_digest};
 use jump_tests::moves::{Change, Sample, Scene};
 use jump_tests::support;
@@ -35,8 +36,10 @@ impl Streaming {
         sample
     }
 
-    /// The connection that was open all the time has lost nothing, and the session is the one that it was.
-    fn end(self) {
+    /// The connection that was open all the time has lost nothing, the session is the one that it was, and a gateway has told
+    /// of its move and why.
+    fn end(self, reason: Reason) {
+        self.scene.cluster.wait_for_audited(reason.code(), support::SOON).unwrap();
         let (received, _) = self.download.progress();
         assert!(received < LENGTH, "the download was over before the last change");
         self.web.set_pace(HURRY);
@@ -54,7 +57,7 @@ fn a_session_and_its_connections_follow_the_device_into_other_networks() {
         [Change::OtherNetwork, Change::PreferredNetwork, Change::PreferredNetwork, Change::OtherNetwork];
     let bindings: Vec<u64> = changes.into_iter().map(|change| streaming.change(change).binding).collect();
     assert!(bindings.is_sorted_by(|a, b| a < b), "each move has a number of its own: {bindings:?}");
-    streaming.end();
+    streaming.end(Reason::NetworkChanged);
 }
 
 #[test]
@@ -64,7 +67,7 @@ fn a_nat_that_forgets_the_session_costs_a_binding_and_nothing_else() {
     let ports = streaming.change(Change::NatPort).binding;
     let addresses = streaming.change(Change::NatAddress).binding;
     assert!(0 < ports && ports < addresses, "{ports} {addresses}");
-    streaming.end();
+    streaming.end(Reason::NatRebind);
 }
 
 #[test]
@@ -87,7 +90,7 @@ fn leaves_and_returns(label: &'static str, change: Change) {
     assert!(sample.back.is_some());
     let path = streaming.scene.journal_since(mark, "path").unwrap();
     assert_eq!(path.len(), 2, "left once and came back once, no flapping: {path:?}");
-    streaming.end();
+    streaming.end(Reason::TransportChanged);
 }
 
 #[test]

@@ -215,6 +215,20 @@ impl Cluster {
         self.run.path().join(format!("{name}.audit.json"))
     }
 
+    /// Waits until a gateway has exported an audit event with this reason code.
+    ///
+    /// # Errors
+    /// When none has in time.
+    pub fn wait_for_audited(&self, reason: &str, timeout: Duration) -> Result<()> {
+        let quoted = format!("\"{reason}\"");
+        wait_until(&format!("an audit event tells of {reason}"), timeout, || {
+            (0..self.gateways.len()).any(|i| {
+                let exported = std::fs::read_to_string(self.audit_file(&gateway_name(i)));
+                exported.is_ok_and(|exported| exported.contains(&quoted))
+            })
+        })
+    }
+
     /// Enrols device `i` with a fresh one-time token.
     ///
     /// # Errors
