@@ -10,7 +10,7 @@ PILOT ?= mobile
 REPORTS ?= .run/reports
 
 LAB_SCENARIOS = $(addprefix tests/scenarios/,$(addsuffix .toml,steady mass-reattach nat-churn loss-grid rolling-restart \
-	store-leader-loss control-outage switch-abuse flood soak faults))
+	store-leader-loss control-outage switch-abuse live-move flood soak faults))
 
 # Benchmarks of a debug build say nothing.
 bench bench-full test-faults pilot: PROFILE = lab

@@ -244,6 +244,8 @@ nonce = unhex(t["cookie_reply_nonce"])
 header = bytes([3, 1, 0, 0]) + first[8:12] + nonce
 key = mac_full(kdf("jumping-vpn cookie reply v1", cluster_public), nonce + first[608:624])
 same("CookieReply", header + Suite(1).seal(key, 0, header, cookie), t["cookie_reply"])
+header = bytes([7, 1]) + be(t["busy_ms"], 2) + first[8:12]
+same("Busy", header + mac(kdf("jumping-vpn busy v1", cluster_public), header + first[608:624]), t["busy"])
 index = unhex(t["hint_index"])
 hint = mac(kdf("jumping-vpn reattach hint v1", cluster), index)
 same("ReattachHint", bytes([5, 1, 0, 0]) + index + hint, t["reattach_hint"])

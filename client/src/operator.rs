@@ -16,6 +16,7 @@ mod keys;
 mod nodes;
 mod ownership;
 mod sessions;
+mod steering;
 mod timeline;
 mod view;
 mod watch;

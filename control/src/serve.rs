@@ -3,6 +3,7 @@
 use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -206,8 +207,10 @@ impl Replica {
         let keys = tokio::spawn(refresh_keys(Arc::clone(&context)));
         let reaper = tokio::spawn(reaper::run(Arc::new(context.arbiter.clone()), stop.clone()));
 
+        let probe = StoreProbe::default();
+        let probing = tokio::spawn(probe.clone().run(Arc::clone(&context.arbiter.store), stop.clone()));
         let _metrics = match config.metrics_listen {
-            Some(address) => Some(serve_metrics(address, &context, shutdown.clone()).await?),
+            Some(address) => Some(serve_metrics(address, &context, probe, shutdown.clone()).await?),
             None => None,
         };
         let (health_reporter, health) = tonic_health::server::health_reporter();
@@ -265,16 +268,54 @@ impl Replica {
         };
         stop.cancel();
         ready.abort();
-        let _ = tokio::join!(follower, keys, reaper, ready);
+        let _ = tokio::join!(follower, keys, reaper, ready, probing);
         tracing::info!("stopped");
         Ok(result?)
     }
 }
 
-/// Metrics and the health pages. Ready: the cache is filled, and the replica is not about to stop.
+/// Whether the store answers, asked every so often by a read that goes through it.
+#[derive(Debug, Clone, Default)]
+struct StoreProbe {
+    /// Reads in a row that failed.
+    failures: Arc<AtomicU32>,
+}
+
+impl StoreProbe {
+    const INTERVAL: Duration = Duration::from_secs(1);
+    const PATIENCE: Duration = Duration::from_secs(1);
+    /// An election of the store's leader must not make every replica unready: fewer failures are none.
+    const FAILURES_MAX: u32 = 3;
+
+    async fn run(self, store: SharedStore, stop: CancellationToken) {
+        loop {
+            let read = tokio::time::timeout(Self::PATIENCE, store.read(&[]));
+            tokio::select! {
+                answer = read => self.note(matches!(answer, Ok(Ok(_)))),
+                () = stop.cancelled() => return,
+            }
+            tokio::select! {
+                () = tokio::time::sleep(Self::INTERVAL) => {}
+                () = stop.cancelled() => return,
+            }
+        }
+    }
+
+    fn note(&self, answers: bool) {
+        let failures = if answers { 0 } else { self.failures.load(Ordering::Relaxed).saturating_add(1) };
+        self.failures.store(failures, Ordering::Relaxed);
+    }
+
+    fn answers(&self) -> bool {
+        self.failures.load(Ordering::Relaxed) < Self::FAILURES_MAX
+    }
+}
+
+/// Metrics and the health pages. Ready: the cache is filled, the store answers, and the replica is not about to stop.
 async fn serve_metrics(
     address: SocketAddr,
     context: &Arc<Context>,
+    probe: StoreProbe,
     shutdown: CancellationToken,
 ) -> Result<MetricsServer, ServeError> {
     metrics::publish(Arc::clone(&context.bindings));
@@ -283,7 +324,10 @@ async fn serve_metrics(
         if shutdown.is_cancelled() {
             return Err("stopping".to_owned());
         }
-        if bindings.is_ready() { Ok(()) } else { Err("the store is not listed yet".to_owned()) }
+        if !bindings.is_ready() {
+            return Err("the store is not listed yet".to_owned());
+        }
+        if probe.answers() { Ok(()) } else { Err("the store does not answer".to_owned()) }
     });
     jump_telemetry::metrics::serve(serving).await.map_err(|error| match error {
         MetricsError::Listen { addr, source } => ServeError::MetricsListen { address: addr, error: source },
@@ -431,4 +475,22 @@ fn check_certificate(what: &'static str, path: &Path, pem: &str) -> Result<Vec<u
         return Err(problem(format!("is not valid before {}: check the clock", validity.not_before)));
     }
     Ok(pem.contents)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_store_that_fails_once_is_no_reason_to_be_unready_and_one_that_goes_on_failing_is() {
+        let probe = StoreProbe::default();
+        assert!(probe.answers());
+        probe.note(false);
+        probe.note(false);
+        assert!(probe.answers());
+        probe.note(false);
+        assert!(!probe.answers());
+        probe.note(true);
+        assert!(probe.answers());
+    }
 }

@@ -14,7 +14,7 @@ use jump_telemetry::trace;
 use jump_transport::clock::boottime_nanos;
 
 use crate::context::Orders;
-use crate::dataplane::{Answered, Command, InitJob};
+use crate::dataplane::{Answered, Command, DropReason, INIT_STALE, InitJob};
 
 /// Gives the addresses that an `AttachReply` carries.
 pub type RosterSource = Arc<dyn Fn(usize) -> Vec<SocketAddr> + Send + Sync>;
@@ -30,11 +30,16 @@ pub fn answer_inits(
     let mut recent = RecentInits::new();
     while let Ok(job) = jobs.recv() {
         let index = job.index;
-        let replayed = recent.is_replay(&job.datagram[..], job.source.peer, boottime_nanos());
-        let answer = if replayed { None } else { answer(job, responder, roster, &mut entropy) };
-        let command = match answer {
-            Some(answered) => Command::Answered(Box::new(answered)),
-            None => Command::Refused { index, replayed },
+        let now = boottime_nanos();
+        let command = if now.saturating_sub(job.at) > INIT_STALE {
+            Command::Refused { index, reason: DropReason::StaleInit }
+        } else if recent.is_replay(&job.datagram[..], job.source.peer, now) {
+            Command::Refused { index, reason: DropReason::ReplayedInit }
+        } else {
+            match answer(job, responder, roster, &mut entropy) {
+                Some(answered) => Command::Answered(Box::new(answered)),
+                None => Command::Refused { index, reason: DropReason::RefusedInit },
+            }
         };
         if orders.give_blocking(command).is_err() {
             return;

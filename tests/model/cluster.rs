@@ -15,7 +15,7 @@ use jump_session::ids::Epoch;
 use jump_session::ownership::{Authority, Tenure};
 
 use crate::defect::{Defect, G3};
-use crate::record::{Record, Run, Write};
+use crate::record::{Order, Phase, Record, Run, Write};
 
 /// Gateways at most.
 pub(crate) const GATEWAYS_MAX: usize = 3;
@@ -35,6 +35,9 @@ pub(crate) struct Sizes {
     pub(crate) restarts: u8,
     /// Releases by an owner (drain without a target).
     pub(crate) releases: u8,
+    /// Operators' orders to move the session, and marks of nodes that drain.
+    pub(crate) moves: u8,
+    pub(crate) drains: u8,
     /// Lease time and guard margin, in ticks.
     pub(crate) ttl: u8,
     pub(crate) margin: u8,
@@ -70,6 +73,8 @@ pub(crate) enum Message {
     Ack { run: Run, epoch: u8 },
     /// The gateway gives the session up.
     Release { run: Run, epoch: u8 },
+    /// An operator orders a move.
+    Move { to: Order },
     /// The sweeper's turn.
     Sweep,
 }
@@ -95,6 +100,8 @@ pub(crate) struct Gateway {
     pub(crate) authority: u8,
     /// Ticks that the gateway's clock lost in this lease.
     pub(crate) lag: u8,
+    /// The node's key bears the mark of a node that drains: by an operator's word or because it ends.
+    pub(crate) draining: bool,
     pub(crate) tenure: Tenure,
 }
 
@@ -109,6 +116,8 @@ pub(crate) struct State {
     pub(crate) attempts: u8,
     pub(crate) restarts: u8,
     pub(crate) releases: u8,
+    pub(crate) moves: u8,
+    pub(crate) drains: u8,
     /// Attempts that were refused for good, by bit.
     pub(crate) refused: u16,
     /// The first guarantee that a step broke.
@@ -131,6 +140,12 @@ pub(crate) enum Action {
     Stop { run: Run, epoch: u8 },
     /// The owner gives the session up.
     GiveUp { gateway: u8 },
+    /// An operator orders the session to go.
+    Order { to: Order },
+    /// A node begins to drain.
+    Drain { gateway: u8 },
+    /// It no longer drains.
+    Undrain { gateway: u8 },
     /// Time passes at the gateway and for its lease.
     Tick { gateway: u8 },
     /// Time passes for the lease alone: the gateway's clock runs slow.
@@ -170,6 +185,8 @@ impl Cluster {
             attempts: 0,
             restarts: 0,
             releases: 0,
+            moves: 0,
+            drains: 0,
             refused: 0,
             broken: None,
         }
@@ -179,7 +196,7 @@ impl Cluster {
         let keeps_sessions = self.has(Defect::NewRunKeepsSessions);
         let tenure = if keeps_sessions { gateway.tenure } else { Tenure::default() };
         let run = gateway.last + 1;
-        *gateway = Gateway { process: run, key: run, last: run, lease: 0, authority: 0, lag: 0, tenure };
+        *gateway = Gateway { process: run, key: run, last: run, tenure, ..Gateway::default() };
         self.renew(gateway, 0);
     }
 
@@ -249,6 +266,17 @@ impl Cluster {
             if g.process != 0 && g.tenure.active().is_some() && state.releases < sizes.releases {
                 actions.push(Action::GiveUp { gateway });
             }
+            if is_registered && !g.draining && state.drains < sizes.drains {
+                actions.push(Action::Drain { gateway });
+            }
+            if is_registered && g.draining {
+                actions.push(Action::Undrain { gateway });
+            }
+        }
+        let is_owned = state.record.is_some_and(|record| matches!(record.phase, Phase::Owned(_)));
+        if is_owned && state.moves < sizes.moves {
+            let targets = (0..sizes.gateways as u8).map(Some).chain([None]);
+            actions.extend(targets.map(|to| Action::Order { to }));
         }
         for message in &state.network {
             match message {
@@ -256,7 +284,10 @@ impl Cluster {
                     actions.push(Action::Accept { seq: *seq, run: *run, epoch: *epoch });
                 }
                 Message::Order { run, epoch } => actions.push(Action::Stop { run: *run, epoch: *epoch }),
-                Message::Attach { .. } | Message::Ack { .. } | Message::Release { .. } => {
+                Message::Attach { .. }
+                | Message::Ack { .. }
+                | Message::Release { .. }
+                | Message::Move { .. } => {
                     self.push_reads(state, message, actions);
                 }
                 Message::Init { .. } | Message::Sweep => {}
@@ -322,6 +353,20 @@ impl Cluster {
                 next.releases += 1;
                 next.send(Message::Release { run, epoch: epoch.0 as u8 });
             }
+            Action::Order { to } => {
+                next.moves += 1;
+                next.send(Message::Move { to: *to });
+            }
+            Action::Drain { gateway } => {
+                next.drains += 1;
+                let renews_key = self.has(Defect::DrainRenewsNodeKey);
+                let gateway = &mut next.gateways[usize::from(*gateway)];
+                gateway.draining = true;
+                if renews_key {
+                    gateway.key = 0;
+                }
+            }
+            Action::Undrain { gateway } => next.gateways[usize::from(*gateway)].draining = false,
             Action::Tick { gateway } => {
                 let gateway = &mut next.gateways[usize::from(*gateway)];
                 gateway.lease = gateway.lease.saturating_sub(1);
@@ -335,12 +380,16 @@ impl Cluster {
             Action::Renew { gateway, sent_ago } => {
                 self.renew(&mut next.gateways[usize::from(*gateway)], *sent_ago);
             }
-            Action::Expire { gateway } => next.gateways[usize::from(*gateway)].key = 0,
+            Action::Expire { gateway } | Action::Deregister { gateway } => {
+                let gateway = &mut next.gateways[usize::from(*gateway)];
+                // The mark goes with the key.
+                (gateway.key, gateway.draining) = (0, false);
+            }
             Action::Crash { gateway } => {
                 let gateway = &mut next.gateways[usize::from(*gateway)];
-                *gateway = Gateway { key: gateway.key, last: gateway.last, ..Gateway::default() };
+                let Gateway { key, last, draining, .. } = *gateway;
+                *gateway = Gateway { key, last, draining, ..Gateway::default() };
             }
-            Action::Deregister { gateway } => next.gateways[usize::from(*gateway)].key = 0,
             Action::Restart { gateway } => {
                 next.restarts += 1;
                 self.register(&mut next.gateways[usize::from(*gateway)]);

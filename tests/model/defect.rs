@@ -31,6 +31,10 @@ pub(crate) enum Defect {
     LostAnswerMeansRefused,
     /// Gateways claim a session on the first message, before the client has confirmed.
     CommitOnFirstMessage,
+    /// An operator's order to move a session gives it away at once.
+    MoveGivesAway,
+    /// The mark of a node that drains is written as a new node key: the run's own is gone while it still serves.
+    DrainRenewsNodeKey,
     /// Control never believes that an owner is gone.
     DeadOwnerBelievedAlive,
 }
@@ -52,6 +56,8 @@ impl Defect {
         (Self::SequenceIgnored, G3),
         (Self::LostAnswerMeansRefused, G3),
         (Self::CommitOnFirstMessage, G6),
+        (Self::MoveGivesAway, G1),
+        (Self::DrainRenewsNodeKey, G1),
         (Self::DeadOwnerBelievedAlive, LIVENESS),
     ];
 }

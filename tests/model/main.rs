@@ -14,7 +14,7 @@ use stateright::{Checker, HasDiscoveries, Model, Property};
 
 use cluster::{Action, Cluster, GATEWAYS_MAX, Gateway, Message, Sizes, State};
 use defect::{Defect, G1, G2, G3, G6, LIVENESS, OWNERS_ARE_REGISTERED};
-use record::{Compare, Phase, Run};
+use record::{Compare, Order, Phase, Run};
 
 impl Model for Cluster {
     type State = State;
@@ -98,18 +98,22 @@ impl State {
             Message::Order { run: r, epoch } => Message::Order { run: run(r), epoch },
             Message::Ack { run: r, epoch } => Message::Ack { run: run(r), epoch },
             Message::Release { run: r, epoch } => Message::Release { run: run(r), epoch },
+            Message::Move { to } => Message::Move { to: to.map(|node| names[usize::from(node)]) },
             Message::Sweep => Message::Sweep,
         };
         let mut renamed = self.clone();
         renamed.gateways = renamed_gateways(&self.gateways, names);
+        let moving = |order: Option<Order>| order.map(|to| to.map(|node| names[usize::from(node)]));
         if let Some(record) = &mut renamed.record {
             record.phase = phase(record.phase);
+            record.moving = moving(record.moving);
         }
         renamed.network = self.network.iter().map(message).collect();
         renamed.network.sort_unstable();
         for pending in renamed.replicas.iter_mut().flatten() {
             pending.message = message(&pending.message);
             pending.write.next.phase = phase(pending.write.next.phase);
+            pending.write.next.moving = moving(pending.write.next.moving);
             for compare in &mut pending.write.compares {
                 *compare = match *compare {
                     Compare::Registered(r) => Compare::Registered(run(r)),
@@ -128,6 +132,8 @@ const SHORT: Sizes = Sizes {
     attempts: 2,
     restarts: 1,
     releases: 0,
+    moves: 0,
+    drains: 0,
     ttl: 2,
     margin: 1,
     lag_max: 0,
@@ -160,6 +166,7 @@ fn every_reachable_state_of_the_short_sizes_keeps_every_guarantee() {
     check("the same, clocks run slow", Sizes { lag_max: 1, ..SHORT });
     check("the same, an owner gives up", Sizes { releases: 1, ..SHORT });
     check("the same, decisions on wrong views", Sizes { wrong_views: true, ..SHORT });
+    check("the same, an operator moves and drains", Sizes { moves: 1, drains: 1, restarts: 0, ..SHORT });
     check("three attempts", Sizes { attempts: 3, ..SHORT });
     check("three gateways, two attempts", Sizes { gateways: 3, ..SHORT });
 }
@@ -170,7 +177,9 @@ fn every_deliberate_mistake_is_found_with_a_counterexample() {
         let lag_max = u8::from(*defect == Defect::NoMargin);
         let ttl = if *defect == Defect::GuardFromReceipt { 3 } else { 2 };
         let wrong_views = *defect == Defect::OldOwnerNotCompared;
-        let sizes = Sizes { ttl, lag_max, wrong_views, ..SHORT };
+        let moves = u8::from(*defect == Defect::MoveGivesAway);
+        let drains = u8::from(*defect == Defect::DrainRenewsNodeKey);
+        let sizes = Sizes { ttl, lag_max, wrong_views, moves, drains, ..SHORT };
         let checker = Cluster { sizes, defect: Some(*defect) }
             .checker()
             .finish_when(HasDiscoveries::AnyFailures)
@@ -195,6 +204,9 @@ fn every_reachable_state_of_the_long_sizes_keeps_every_guarantee() {
     check("the same, clocks run slow", Sizes { lag_max: 1, restarts: 0, ..long });
     check("the same, owners give up", Sizes { releases: 2, restarts: 0, ..long });
     check("the same, decisions on wrong views", Sizes { wrong_views: true, restarts: 0, ..long });
+    check("the same, an operator moves the session", Sizes { moves: 1, restarts: 0, attempts: 2, ..long });
+    check("the same, nodes drain", Sizes { drains: 2, restarts: 0, attempts: 2, ..long });
+    check("two gateways, moves, drains and a restart", Sizes { moves: 1, drains: 1, gateways: 2, ..long });
     check("four attempts", Sizes { attempts: 4, restarts: 0, ..long });
     check("two restarts", Sizes { restarts: 2, gateways: 2, ..long });
     check("longer leases", Sizes { ttl: 3, margin: 1, lag_max: 1, gateways: 2, ..long });

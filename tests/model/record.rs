@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use jump_session::ids::{AttachSeq, AttemptId, DeviceKey, Epoch, Incarnation, NodeId, SessionId};
 use jump_session::ownership::{
-    self, AttachRequest, Change, Claim, Condition, Decision, DeviceStanding, Owner, Refusal, SessionRecord,
-    Transition, View,
+    self, AttachRequest, Change, Claim, Condition, Decision, DeviceStanding, MoveOrder, Owner, Refusal,
+    SessionRecord, Transition, View,
 };
 use jump_session::policy::SessionPolicy;
 use jump_session::reason::Reason;
@@ -35,6 +35,9 @@ pub(crate) enum Phase {
     Terminated,
 }
 
+/// Where an operator wants a session: `None` for any other gateway.
+pub(crate) type Order = Option<u8>;
+
 /// The session's record in the store. An attempt's id is its sequence number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct Record {
@@ -44,6 +47,8 @@ pub(crate) struct Record {
     pub(crate) seq: u8,
     pub(crate) attempt: u8,
     pub(crate) phase: Phase,
+    /// An operator's order to move it.
+    pub(crate) moving: Option<Order>,
 }
 
 /// What a transaction compares besides the revision.
@@ -71,8 +76,14 @@ pub(crate) enum Decided {
     Refused { is_final: bool },
 }
 
-/// Which runs hold a node key.
-pub(crate) type Registered<'a> = &'a dyn Fn(Run) -> bool;
+/// What a replica believes of the nodes.
+#[derive(Clone, Copy)]
+pub(crate) struct Nodes<'a> {
+    /// Which runs hold a node key.
+    pub(crate) registered: &'a dyn Fn(Run) -> bool,
+    /// Which runs drain.
+    pub(crate) draining: &'a dyn Fn(Run) -> bool,
+}
 
 const SESSION: SessionId = SessionId::from_bytes([1; 16]);
 const DEVICE: DeviceKey = DeviceKey::from_bytes([7; 32]);
@@ -88,14 +99,21 @@ fn policy() -> SessionPolicy {
     }
 }
 
-fn owner(run: Run) -> Owner {
+fn node(place: u8) -> NodeId {
     const NAMES: [&str; 3] = ["a", "b", "c"];
-    let node: NodeId = NAMES[usize::from(run.node)].parse().expect("a valid name");
-    Owner { node, incarnation: Incarnation(u64::from(run.incarnation)) }
+    NAMES[usize::from(place)].parse().expect("a valid name")
+}
+
+fn place(node: &NodeId) -> u8 {
+    node.as_str().as_bytes()[0] - b'a'
+}
+
+fn owner(run: Run) -> Owner {
+    Owner { node: node(run.node), incarnation: Incarnation(u64::from(run.incarnation)) }
 }
 
 fn run(owner: &Owner) -> Run {
-    Run { node: owner.node.as_str().as_bytes()[0] - b'a', incarnation: owner.incarnation.0 as u8 }
+    Run { node: place(&owner.node), incarnation: owner.incarnation.0 as u8 }
 }
 
 fn attempt(id: u8) -> AttemptId {
@@ -148,7 +166,7 @@ impl Record {
             reason: Reason::Birth,
             history: Vec::new(),
             recent_switches: Vec::new(),
-            moving: None,
+            moving: self.moving.map(|to| MoveOrder { to: to.map(node), since: 0 }),
             correlation: [3; 16],
         }
     }
@@ -174,6 +192,7 @@ impl Record {
             seq: record.attach_seq.0 as u8,
             attempt: record.attempt.to_bytes()[0],
             phase,
+            moving: record.moving.as_ref().map(|order| order.to.as_ref().map(place)),
         }
     }
 
@@ -185,17 +204,18 @@ impl Record {
     }
 }
 
-fn view(record: Option<&Record>, claimant: Option<Run>, registered: Registered<'_>) -> View {
+fn view(record: Option<&Record>, claimant: Option<Run>, nodes: Nodes<'_>) -> View {
     let target = record.and_then(|record| match record.phase {
         Phase::Handover { to, .. } => Some(to),
         Phase::Released | Phase::Owned(_) | Phase::Terminated => None,
     });
+    let owner = record.and_then(Record::owner);
     View {
-        claimant_registered: claimant.is_some_and(registered),
-        claimant_draining: false,
-        owner_draining: false,
-        owner_registered: record.and_then(Record::owner).is_some_and(registered),
-        target_registered: target.is_some_and(registered),
+        claimant_registered: claimant.is_some_and(nodes.registered),
+        claimant_draining: claimant.is_some_and(nodes.draining),
+        owner_draining: owner.is_some_and(nodes.draining),
+        owner_registered: owner.is_some_and(nodes.registered),
+        target_registered: target.is_some_and(nodes.registered),
         device: DeviceStanding::Active,
     }
 }
@@ -214,8 +234,8 @@ fn write(record: Option<&Record>, transition: &Transition) -> Write {
 }
 
 /// What the production functions say to an attach.
-pub(crate) fn attach(record: Option<&Record>, claimant: Run, seq: u8, registered: Registered<'_>) -> Decided {
-    let view = view(record, Some(claimant), registered);
+pub(crate) fn attach(record: Option<&Record>, claimant: Run, seq: u8, nodes: Nodes<'_>) -> Decided {
+    let view = view(record, Some(claimant), nodes);
     let request = request(claimant, seq);
     let refused = |refusal: Refusal| Decided::Refused { is_final: refusal.is_final() };
     let Some(existing) = record else {
@@ -233,26 +253,31 @@ pub(crate) fn attach(record: Option<&Record>, claimant: Run, seq: u8, registered
 }
 
 /// What they say to a fence acknowledgement.
-pub(crate) fn fenced(record: &Record, by: Run, epoch: u8, registered: Registered<'_>) -> Option<Write> {
+pub(crate) fn fenced(record: &Record, by: Run, epoch: u8, nodes: Nodes<'_>) -> Option<Write> {
     let epoch = Epoch(u64::from(epoch));
-    changed(record, &Change::FenceAcknowledged { by: owner(by), epoch }, registered)
+    changed(record, &Change::FenceAcknowledged { by: owner(by), epoch }, nodes)
 }
 
 /// What they say to a release.
-pub(crate) fn released(record: &Record, by: Run, epoch: u8, registered: Registered<'_>) -> Option<Write> {
+pub(crate) fn released(record: &Record, by: Run, epoch: u8, nodes: Nodes<'_>) -> Option<Write> {
     let epoch = Epoch(u64::from(epoch));
-    changed(record, &Change::Release { by: owner(by), epoch, reason: Reason::Drained }, registered)
+    changed(record, &Change::Release { by: owner(by), epoch, reason: Reason::Drained }, nodes)
 }
 
-fn changed(record: &Record, change: &Change, registered: Registered<'_>) -> Option<Write> {
-    let view = view(Some(record), None, registered);
+/// What they say to an operator's order to move the session.
+pub(crate) fn ordered(record: &Record, to: Order, nodes: Nodes<'_>) -> Option<Write> {
+    changed(record, &Change::Move { to: to.map(node) }, nodes)
+}
+
+fn changed(record: &Record, change: &Change, nodes: Nodes<'_>) -> Option<Write> {
+    let view = view(Some(record), None, nodes);
     let outcome = ownership::change(&record.to_production(), &view, change, 0);
     outcome.ok().flatten().map(|transition| write(Some(record), &transition))
 }
 
 /// What they say to the passing of time.
-pub(crate) fn swept(record: &Record, registered: Registered<'_>) -> Option<Write> {
-    let view = view(Some(record), None, registered);
+pub(crate) fn swept(record: &Record, nodes: Nodes<'_>) -> Option<Write> {
+    let view = view(Some(record), None, nodes);
     ownership::expire(&record.to_production(), &view, &policy(), 0)
         .map(|transition| write(Some(record), &transition))
 }

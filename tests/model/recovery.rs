@@ -9,7 +9,7 @@ const ROUNDS_MAX: usize = 8;
 
 impl Cluster {
     /// Whether, once faults stop, a fresh attempt at each gateway succeeds: all that is under way is lost, dead runs are
-    /// deregistered, every gateway registers or renews, and then messages arrive.
+    /// deregistered, every gateway registers or renews and takes sessions, and then messages arrive.
     pub(crate) fn recovers(&self, state: &State) -> bool {
         if state.broken.is_some() || (state.attempts > 0 && state.record.is_none()) {
             return true;
@@ -27,6 +27,7 @@ impl Cluster {
             let g = calm.gateways[usize::from(gateway)];
             if g.process != 0 && g.process == g.key {
                 self.step(&mut calm, &Action::Renew { gateway, sent_ago: 0 });
+                self.step(&mut calm, &Action::Undrain { gateway });
             } else {
                 self.step(&mut calm, &Action::Deregister { gateway });
                 self.step(&mut calm, &Action::Restart { gateway });
@@ -52,7 +53,11 @@ impl Cluster {
 
     fn deliver(&self, state: &mut State, message: Message) {
         match message {
-            Message::Attach { .. } | Message::Ack { .. } | Message::Release { .. } | Message::Sweep => {
+            Message::Attach { .. }
+            | Message::Ack { .. }
+            | Message::Release { .. }
+            | Message::Move { .. }
+            | Message::Sweep => {
                 self.step(state, &Action::Read { replica: 0, message, belief: Belief::Truth });
                 self.step(state, &Action::Commit { replica: 0 });
             }

@@ -1,8 +1,8 @@
 //! A control replica: reads, decides with the production functions, and runs its transaction.
 
-use crate::cluster::{Belief, Cluster, Message, Pending, State};
+use crate::cluster::{Belief, Cluster, Gateway, Message, Pending, State};
 use crate::defect::{Defect, G2, G3, G6, OWNERS_ARE_REGISTERED};
-use crate::record::{self, Compare, Decided, Phase, Record, Run, Write};
+use crate::record::{self, Compare, Decided, Nodes, Order, Phase, Record, Run, Write};
 
 impl Cluster {
     /// A replica reads record and node keys in one transaction and decides.
@@ -18,10 +18,15 @@ impl Cluster {
             Belief::OthersGone => Some(run) == claimant,
             Belief::AllAlive => true,
         };
+        let draining = |run: Run| {
+            let gateway = &gateways[usize::from(run.node)];
+            gateway.key == run.incarnation && gateway.draining
+        };
+        let nodes = Nodes { registered: &registered, draining: &draining };
         let record = state.record.as_ref();
         let mut is_intent = false;
         let write = match (message, record) {
-            (Message::Attach { seq, run }, _) => match self.decide(record, *run, *seq, &registered) {
+            (Message::Attach { seq, run }, _) => match self.decide(record, *run, *seq, nodes) {
                 Decided::Commit(write) => Some(write),
                 Decided::Intend(write) => {
                     is_intent = true;
@@ -39,12 +44,15 @@ impl Cluster {
                     return;
                 }
             },
-            (Message::Ack { run, epoch }, Some(record)) => record::fenced(record, *run, *epoch, &registered),
-            (Message::Release { run, epoch }, Some(record)) => {
-                record::released(record, *run, *epoch, &registered)
+            (Message::Ack { run, epoch }, Some(record)) => record::fenced(record, *run, *epoch, nodes),
+            (Message::Release { run, epoch }, Some(record)) => record::released(record, *run, *epoch, nodes),
+            (Message::Sweep, Some(record)) => record::swept(record, nodes),
+            (Message::Move { to }, Some(record)) => {
+                record::ordered(record, *to, nodes).map(|write| self.moved(record, *to, write, &gateways))
             }
-            (Message::Sweep, Some(record)) => record::swept(record, &registered),
-            (Message::Ack { .. } | Message::Release { .. } | Message::Sweep, None) => None,
+            (Message::Ack { .. } | Message::Release { .. } | Message::Move { .. } | Message::Sweep, None) => {
+                None
+            }
             (Message::Init { .. } | Message::Accepted { .. } | Message::Order { .. }, _) => None,
         };
         if let Some(write) = write {
@@ -52,27 +60,33 @@ impl Cluster {
         }
     }
 
-    fn decide(
-        &self,
-        record: Option<&Record>,
-        run: Run,
-        seq: u8,
-        registered: record::Registered<'_>,
-    ) -> Decided {
+    /// An order as it is written; the mistake is to give the session away with it.
+    fn moved(&self, record: &Record, to: Order, write: Write, gateways: &[Gateway]) -> Write {
+        let target = to.map(|node| Run { node, incarnation: gateways[usize::from(node)].key });
+        match target.filter(|run| self.has(Defect::MoveGivesAway) && run.incarnation != 0) {
+            Some(run) => {
+                let next = Record { epoch: record.epoch + 1, phase: Phase::Owned(run), ..write.next };
+                Write { next, ..write }
+            }
+            None => write,
+        }
+    }
+
+    fn decide(&self, record: Option<&Record>, run: Run, seq: u8, nodes: Nodes<'_>) -> Decided {
         let decided = if self.has(Defect::SequenceIgnored) && record.is_some_and(|record| seq < record.seq) {
             // Decides as if the attempt were the newest.
             let mut forgetful = *record.expect("checked");
             forgetful.seq = 0;
-            record::attach(Some(&forgetful), run, seq, registered)
+            record::attach(Some(&forgetful), run, seq, nodes)
         } else {
-            record::attach(record, run, seq, registered)
+            record::attach(record, run, seq, nodes)
         };
         if !self.has(Defect::NoFence) {
             return decided;
         }
         let Decided::Intend(write) = decided else { return decided };
         let Phase::Handover { from, .. } = write.next.phase else { return Decided::Wait };
-        match record::fenced(&write.next, from, write.next.epoch, registered) {
+        match record::fenced(&write.next, from, write.next.epoch, nodes) {
             Some(fenced) => Decided::Commit(Write { read_revision: write.read_revision, ..fenced }),
             None => Decided::Wait,
         }
@@ -102,6 +116,11 @@ impl Cluster {
         }
         if let Phase::Handover { from, .. } = write.next.phase {
             state.send(Message::Order { run: from, epoch: write.next.epoch });
+        }
+        if let (Message::Move { .. }, Phase::Owned(run), true) =
+            (message, write.next.phase, self.has(Defect::MoveGivesAway))
+        {
+            return state.send(Message::Accepted { seq: write.next.seq, run, epoch: write.next.epoch });
         }
         if let (Message::Attach { seq, run }, false) = (message, is_intent) {
             if self.has(Defect::LostAnswerMeansRefused) {

@@ -9,8 +9,8 @@ use jump_crypto::cookie::Gate;
 use jump_crypto::handshake::{REPLY_LEN_MAX, ROSTER_MAX, Responder};
 use jump_crypto::mesh::{MeshEnd, MeshSecret};
 use jump_gateway::dataplane::{
-    Activation, Answered, BindingPhase, BindingUpdate, Command, Confirmed, DataPlane, Event as News, InitJob,
-    Inner, Limits, Link, NodeRef, Setup, StopCause, Tick, Verdict, Wire,
+    Activation, Answered, BindingPhase, BindingUpdate, Command, Confirmed, DataPlane, DropReason,
+    Event as News, InitJob, Inner, Limits, Link, NodeRef, Setup, StopCause, Tick, Verdict, Wire,
 };
 use jump_session::frame::AttachResult;
 use jump_session::ids::{Epoch, Incarnation, NodeId, SessionId};
@@ -441,7 +441,7 @@ impl World {
         let roster: Vec<SocketAddr> = self.gateways.iter().map(|g| g.address).take(ROSTER_MAX).collect();
         let Some(run) = &mut self.gateways[at].run else { return };
         let Ok(pending) = run.responder.read_init(&job.datagram[..]) else {
-            return self.command(at, Command::Refused { index: job.index, replayed: false });
+            return self.command(at, Command::Refused { index: job.index, reason: DropReason::RefusedInit });
         };
         let (device, intent) = (pending.device(), pending.intent().clone());
         let mut reply = [0; REPLY_LEN_MAX];

@@ -90,6 +90,11 @@ async fn until_empty(operator: &Operator, node: &NodeId, wait: Duration) -> Resu
 }
 
 async fn list(operator: &Operator) -> Result<(), Failure> {
+    show(operator, &all(operator).await?)
+}
+
+/// Every node that holds a lease.
+pub(super) async fn all(operator: &Operator) -> Result<Vec<Node>, Failure> {
     let mut client = NodeServiceClient::new(operator.channel().await?);
     let mut request = ListNodesRequest::default();
     let mut nodes = Vec::new();
@@ -105,7 +110,7 @@ async fn list(operator: &Operator) -> Result<(), Failure> {
         }
         request.page_token = page.next_page_token;
     }
-    show(operator, &nodes)
+    Ok(nodes)
 }
 
 fn show(operator: &Operator, nodes: &[Node]) -> Result<(), Failure> {

@@ -6,7 +6,7 @@ use jump_proto::control_v1::{GetOwnershipRequest, LeaseState, Ownership, WatchOw
 use jump_session::ids::SessionId;
 
 use super::watch::{self, Broken};
-use super::{Operator, view};
+use super::{Operator, steering, view};
 use crate::channel::refused;
 use crate::failure::{Exit, Failure};
 use crate::output::{self, Output};
@@ -15,6 +15,12 @@ use crate::output::{self, Output};
 pub(super) enum Command {
     /// Show who owns a session now, as the store says it
     Get {
+        /// The session's id
+        session: SessionId,
+    },
+    /// Show where a session is steered: the order in which its device goes to gateways, the steering bits by which each
+    /// gateway's receiver indices are known, and whose index records bear now
+    Steering {
         /// The session's id
         session: SessionId,
     },
@@ -42,6 +48,7 @@ pub(super) async fn run(operator: &Operator, command: Command) -> Result<(), Fai
                 Output::Table => output::line(text(&ownership).trim_end()),
             }
         }
+        Command::Steering { session } => steering::show(operator, session).await,
         Command::Watch { session } => follow(operator, session).await,
     }
 }

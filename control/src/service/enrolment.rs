@@ -10,6 +10,7 @@ use jump_proto::client_v1::enrolment_service_server::EnrolmentService;
 use jump_proto::client_v1::{rotate_key_request, rotate_key_response};
 use jump_proto::convert::Fields;
 use jump_session::ids::DeviceKey;
+use jump_session::steering;
 use tokio::sync::{Semaphore, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
@@ -69,7 +70,9 @@ impl EnrolmentService for EnrolmentApi {
             "device enrolled with a token"
         );
         audit::device_enrolled(key, &device.record.name, None, from);
-        Ok(Response::new(wire::EnrolResponse { profile: Some(profile(&self.context, device.record.name)) }))
+        Ok(Response::new(wire::EnrolResponse {
+            profile: Some(profile(&self.context, &key, device.record.name)),
+        }))
     }
 
     type RotateKeyStream = ReceiverStream<Result<wire::RotateKeyResponse, Status>>;
@@ -110,16 +113,19 @@ impl EnrolmentService for EnrolmentApi {
     }
 }
 
-/// What a device must know to attach.
-fn profile(context: &Context, device_name: String) -> wire::Profile {
+/// What the device with this key must know to attach. Gateways that take sessions, in the device's own order of them.
+fn profile(context: &Context, key: &DeviceKey, device_name: String) -> wire::Profile {
     let keys = context.keys.load();
     let nodes = context.bindings.nodes();
     let live = nodes.iter().filter(|(_, drained)| !drained);
+    let endpoints = live.flat_map(|(node, _)| &node.record.endpoints);
+    let mut gateways: Vec<SocketAddr> = endpoints.filter_map(|endpoint| endpoint.parse().ok()).collect();
+    steering::rank(key, &mut gateways);
     wire::Profile {
         device_name,
         cluster_keys: keys.claims.cluster.iter().map(|key| key.0.to_vec()).collect(),
         grant_keys: keys.claims.grant.iter().map(|key| key.to_vec()).collect(),
-        gateways: live.flat_map(|(node, _)| node.record.endpoints.clone()).collect(),
+        gateways: gateways.iter().map(ToString::to_string).collect(),
         key_set_serial: keys.claims.serial,
         hybrid: keys.claims.hybrid,
     }
@@ -167,6 +173,6 @@ async fn rotate(
     let overlap = context.devices.overlap.as_millis();
     Ok(wire::Rotated {
         overlap_ms: u64::try_from(overlap).unwrap_or(u64::MAX),
-        profile: Some(profile(context, device.record.name)),
+        profile: Some(profile(context, &new, device.record.name)),
     })
 }

@@ -1,8 +1,9 @@
-//! Denial-of-service gates of first messages: `mac1`, the stateless cookie, and the reattach hint
+//! Denial-of-service gates of first messages: `mac1`, the stateless cookie, `Busy`, and the reattach hint
 //! (`docs/protocol.md` §6). All derive from the cluster key, so any replica can check what another issued.
 
 use core::fmt;
 use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
 
 use ring::hmac;
 use subtle::ConstantTimeEq;
@@ -27,6 +28,9 @@ pub const COOKIE_REPLY_LEN: usize = 56;
 /// Length of a `ReattachHint` datagram, in bytes: shorter than the shortest record.
 pub const HINT_DATAGRAM_LEN: usize = 24;
 
+/// Length of a `Busy` datagram, in bytes.
+pub const BUSY_LEN: usize = 24;
+
 /// Length of `mac1` and `mac2`, which end every `AttachInit`.
 pub(crate) const MACS_LEN: usize = 2 * MAC_LEN;
 const REPLY_HEADER_LEN: usize = 24;
@@ -36,6 +40,7 @@ pub struct Gate {
     key_id: ClusterKeyId,
     mac1: hmac::Key,
     reply: hmac::Key,
+    busy: hmac::Key,
     cookie: Zeroizing<[u8; 32]>,
     hint: Zeroizing<[u8; 32]>,
 }
@@ -59,6 +64,16 @@ fn reply_key(cluster: &ClusterPublic) -> hmac::Key {
     mac_key(&derive("jumping-vpn cookie reply v1", &cluster.0, &[])[..])
 }
 
+fn busy_key(cluster: &ClusterPublic) -> hmac::Key {
+    mac_key(&derive("jumping-vpn busy v1", &cluster.0, &[])[..])
+}
+
+/// The authenticator of a `Busy` with this header, for the `AttachInit` that it answers.
+fn busy_mac(key: &hmac::Key, header: &[u8], init: &[u8]) -> [u8; MAC_LEN] {
+    let (mac1_at, mac2_at) = macs_at(init);
+    mac(key, &[header, &init[mac1_at..mac2_at]])
+}
+
 /// Writes `mac1` and `mac2` at the end of an `AttachInit` whose other bytes are complete.
 pub(crate) fn write_macs(cluster: &ClusterPublic, cookie: Option<&[u8; 16]>, init: &mut [u8]) {
     let (mac1_at, mac2_at) = macs_at(init);
@@ -71,6 +86,13 @@ pub(crate) fn write_macs(cluster: &ClusterPublic, cookie: Option<&[u8; 16]>, ini
 /// Where `mac1` and `mac2` begin in a whole `AttachInit`.
 fn macs_at(init: &[u8]) -> (usize, usize) {
     (init.len() - 2 * MAC_LEN, init.len() - MAC_LEN)
+}
+
+/// What identifies an `AttachInit`: its `mac1`, which covers all but the cookie's proof. To be trusted once
+/// [`Gate::admit`] has accepted the message.
+pub fn identity(init: &[u8]) -> Option<[u8; MAC_LEN]> {
+    let mac1_at = init.len().checked_sub(MACS_LEN)?;
+    init[mac1_at..].first_chunk().copied()
 }
 
 /// An address as the cookie binds it: 16 bytes (IPv4 as a mapped address) and the port.
@@ -93,6 +115,7 @@ impl Gate {
             key_id: public.id(),
             mac1: mac1_key(&public),
             reply: reply_key(&public),
+            busy: busy_key(&public),
             cookie: derive("jumping-vpn cookie v1", cluster.expose(), &[]),
             hint: derive("jumping-vpn reattach hint v1", cluster.expose(), &[]),
         }
@@ -167,6 +190,20 @@ impl Gate {
         Some(COOKIE_REPLY_LEN)
     }
 
+    /// The `Busy` answer to `init`: ask again, by the same message, after `after` (whole milliseconds, at most 65.535 s).
+    /// `None` when `init` fails [`admit`](Self::admit).
+    pub fn busy(&self, init: &[u8], after: Duration) -> Option<[u8; BUSY_LEN]> {
+        let init = self.with_good_mac1(init)?;
+        let after = u16::try_from(after.as_millis()).unwrap_or(u16::MAX);
+        let mut out = [0; BUSY_LEN];
+        let (header, tag) = out.split_at_mut(BUSY_LEN - MAC_LEN);
+        header[..2].copy_from_slice(&[DatagramType::Busy as u8, VERSION]);
+        header[2..4].copy_from_slice(&after.to_be_bytes());
+        header[4..].copy_from_slice(&init[8..12]);
+        tag.copy_from_slice(&busy_mac(&self.busy, header, init));
+        Some(out)
+    }
+
     /// The reattach hint token of `index`.
     pub fn hint(&self, index: ReceiverIndex) -> [u8; HINT_LEN] {
         mac(&mac_key(&self.hint[..]), &[&index.0.to_be_bytes()])
@@ -211,6 +248,21 @@ pub fn open_cookie_reply(cluster: &ClusterPublic, init: &[u8], reply: &[u8]) -> 
     let nonce = Aead::ChaCha20Poly1305.nonce(0);
     let cookie = key.open_in_place(nonce, ring::aead::Aad::from(&*header), sealed).ok()?;
     (&*cookie).try_into().ok()
+}
+
+/// Opens a `Busy` to the client's own `init`: when to ask again. `None` when it is not an answer to it.
+pub fn open_busy(cluster: &ClusterPublic, init: &[u8], datagram: &[u8]) -> Option<Duration> {
+    if !is_init_len(init.len()) {
+        return None;
+    }
+    let datagram: &[u8; BUSY_LEN] = datagram.try_into().ok()?;
+    let (header, tag) = datagram.split_at(BUSY_LEN - MAC_LEN);
+    if header[..2] != [DatagramType::Busy as u8, VERSION] || header[4..] != init[8..12] {
+        return None;
+    }
+    let expected = busy_mac(&busy_key(cluster), header, init);
+    let after = Duration::from_millis(u16::from_be_bytes([header[2], header[3]]).into());
+    bool::from(expected.ct_eq(tag)).then_some(after)
 }
 
 /// A parsed `ReattachHint`: the sender does not know `index`. Worth nothing until its token is checked.

@@ -19,6 +19,8 @@ pub enum DatagramType {
     ReattachHint = 5,
     /// Gateway to gateway: a sealed mesh record, on the mesh socket only.
     Mesh = 6,
+    /// Gateway to client: there is work enough for now, ask again later.
+    Busy = 7,
 }
 
 impl DatagramType {
@@ -31,6 +33,7 @@ impl DatagramType {
             4 => Some(Self::Record),
             5 => Some(Self::ReattachHint),
             6 => Some(Self::Mesh),
+            7 => Some(Self::Busy),
             _ => None,
         }
     }

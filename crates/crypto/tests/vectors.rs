@@ -5,9 +5,10 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use jump_crypto::certificate::{NodeCertificate, NodeClaims, NodeSigner};
-use jump_crypto::cookie::{Admission, COOKIE_REPLY_LEN, Gate, ReattachHint, open_cookie_reply};
+use jump_crypto::cookie::{Admission, COOKIE_REPLY_LEN, Gate, ReattachHint, open_busy, open_cookie_reply};
 use jump_crypto::entropy::{Entropy, EntropyError};
 use jump_crypto::grant::{Grant, GrantClaims};
 use jump_crypto::handshake::{
@@ -274,6 +275,8 @@ fn gate() -> Value {
     assert_eq!(gate.admit(&second, source, NOW), Admission::Cookie);
     let hint = gate.hint_datagram(ReceiverIndex(0x1234_5678));
     assert!(ReattachHint::parse(&hint).unwrap().carries(&gate.hint(ReceiverIndex(0x1234_5678))));
+    let busy = gate.busy(&first, Duration::from_millis(750)).unwrap();
+    assert_eq!(open_busy(&cluster().public(), &first, &busy), Some(Duration::from_millis(750)));
     json!({
         "time": NOW,
         "source": source.to_string(),
@@ -282,6 +285,8 @@ fn gate() -> Value {
         "cookie_reply": hex(&reply),
         "cookie": hex(&cookie),
         "attach_init_with_cookie": hex(&second),
+        "busy_ms": 750,
+        "busy": hex(&busy),
         "hint_index": "12345678",
         "reattach_hint": hex(&hint),
     })

@@ -80,11 +80,12 @@ pub struct ClientConfig {
 pub struct Tuning {
     /// How soon silence is noticed.
     pub patience: Patience,
-    /// The next gateway is tried after this long without a reply; doubles each round over all gateways.
+    /// The next gateway is tried after this long without a reply, or after the longest that a reply is expected to take
+    /// (RFC 6298), if that is longer. Doubles with each unanswered try but the first two.
     pub reply_timeout: Duration,
     /// The doubling stops here.
     pub reply_timeout_max: Duration,
-    /// A confirmed attach without an answer is given up after this long. Longer than control waits for a live owner.
+    /// A confirmed attach is given up after this long without a word of it. Longer than control waits for a live owner.
     pub confirm_timeout: Duration,
     /// How long the keys of a left path still receive.
     pub drain_window: Duration,
@@ -149,6 +150,8 @@ pub struct Client {
     binding_expected: bool,
     closing: Option<Closing>,
     recovery: Duration,
+    /// What replies to first messages took, and when the last one came.
+    replies: Option<(Duration, RoundTrip)>,
     /// When an owner was last heard, or the machine started.
     contact: Duration,
     path_next: u32,
@@ -193,6 +196,7 @@ impl Client {
             campaign: None,
             closing: None,
             recovery,
+            replies: None,
             contact: Duration::ZERO,
             path_next: 1,
             attaches: 0,

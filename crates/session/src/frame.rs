@@ -37,6 +37,8 @@ pub enum Frame {
     Confirm,
     /// Gateway: the outcome of the attach. Repeated for every `Confirm`.
     AttachResult(Box<AttachResult>),
+    /// Gateway: the answer to a `Confirm` whose outcome is not known yet. It is being worked on: go on asking here.
+    Pending,
     /// Either side: asks for a `Pong`. `id` is echoed.
     Ping {
         /// Chosen by the sender; unique among its outstanding pings.

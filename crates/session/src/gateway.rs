@@ -328,6 +328,7 @@ impl GatewaySession {
             | Frame::Migrate { .. }
             | Frame::Terminated { .. }
             | Frame::Bound { .. }
+            | Frame::Pending
             | Frame::Keys { .. } => {
                 return Err(UnexpectedFrame);
             }

@@ -11,5 +11,6 @@ pub mod ownership;
 pub mod path;
 pub mod policy;
 pub mod reason;
+pub mod steering;
 
 pub use jump_crypto::ids;

@@ -1,6 +1,6 @@
 //! First messages: cheap checks, then a reserved index and the queue to a handshake thread.
 
-use jump_crypto::cookie::{Admission, COOKIE_REPLY_LEN};
+use jump_crypto::cookie::{Admission, COOKIE_REPLY_LEN, identity};
 use jump_crypto::handshake::is_init_len;
 use jump_session::gateway::Nanos;
 use jump_session::path::Path;
@@ -43,6 +43,17 @@ impl DataPlane {
         let Some((gate, admission)) = admitted.into_iter().find(|(_, a)| *a != Admission::BadMac) else {
             return self.counters.drop(DropReason::BadMac);
         };
+        let Some(identity) = identity(init) else { return self.counters.drop(DropReason::Malformed) };
+        let known = self.repeats.find(&identity, source.peer, tick.now);
+        let (claims, claims_max) = (self.claims, self.limits.claims_max);
+        if known.is_none()
+            && let Some(after) = self.backlog.wait(tick.now, claims, claims_max)
+        {
+            if let Some(busy) = gate.busy(init, after) {
+                wire.to_client(source, busy.len()).copy_from_slice(&busy);
+            }
+            return self.counters.drop(DropReason::Busy);
+        }
         let loaded = self.load.note(tick.now) > self.limits.cookie_above_per_second
             || self.answered * 2 > self.limits.handshakes_max;
         let flood = |reason| Suspect { reason, session: None, source: source.peer, destination: None };
@@ -62,12 +73,17 @@ impl DataPlane {
         if !self.sources.take(source.peer, tick.now) {
             return self.counters.drop_of(flood(DropReason::SourceRate));
         }
+        if let Some(local) = known
+            && self.entries.get(local).is_some()
+        {
+            return self.repeat_answer(local, wire);
+        }
         let Ok(local) = self.entries.insert(Entry::Reserved, tick.now) else {
             return self.counters.drop(DropReason::TableFull);
         };
         let index = self.index(local);
         let hint = self.gates.first().map_or([0; 16], |gate| gate.hint(index));
-        let job = InitJob { datagram: Box::from(init), source, index, hint };
+        let job = InitJob { datagram: Box::from(init), source, index, hint, at: tick.now };
         self.next_queue = self.next_queue.wrapping_add(1);
         let queues = self.inits.len().max(1);
         let queued =
@@ -77,8 +93,24 @@ impl DataPlane {
             return self.counters.drop(DropReason::HandshakeQueue);
         }
         self.counters.add(Count::AttachInits);
+        self.backlog.queue();
+        self.repeats.note(identity, source.peer, local, tick.now);
         self.waiting.push_back((tick.now.saturating_add(HANDSHAKE_WAIT), local));
         self.make_room(tick.now);
+    }
+
+    /// The same first message again: its reply was lost, or is still being made.
+    fn repeat_answer<W: Wire>(&mut self, local: u32, wire: &mut W) {
+        match self.entries.get(local) {
+            Some(Entry::Handshake(handshake)) if handshake.stage == Stage::Answered => {
+                let slot = wire.to_client(handshake.path, handshake.reply.len());
+                slot.copy_from_slice(&handshake.reply);
+                self.counters.add(Count::AttachReplies);
+            }
+            Some(Entry::Handshake(_) | Entry::Reserved | Entry::Session(_) | Entry::Retired(_)) | None => {
+                self.counters.drop(DropReason::RepeatedInit);
+            }
+        }
     }
 
     /// Lets the oldest unconfirmed handshakes give way.
@@ -135,24 +167,26 @@ impl DataPlane {
     }
 
     /// A handshake thread has answered a first message: keeps the keys and sends the reply.
-    pub(super) fn handle_answered<W: Wire>(&mut self, answered: Answered, wire: &mut W) {
+    pub(super) fn handle_answered<W: Wire>(&mut self, answered: Answered, now: Nanos, wire: &mut W) {
+        self.backlog.unqueue(now);
         let Answered { keys, device, intent, path, reply, key_set } = answered;
         let local = keys.own_index.local();
         // The reservation may have given way meanwhile; then the client asks again.
         let Some(entry @ Entry::Reserved) = self.entries.get_mut(local) else { return };
         let stage = Stage::Answered;
-        *entry = Entry::Handshake(Box::new(Handshake { keys, device, intent, path, stage, key_set }));
-        self.answered += 1;
         wire.to_client(path, reply.len()).copy_from_slice(&reply);
+        *entry = Entry::Handshake(Box::new(Handshake { keys, device, intent, path, stage, reply, key_set }));
+        self.answered += 1;
         self.counters.add(Count::AttachReplies);
     }
 
     /// A handshake thread has refused a first message.
-    pub(super) fn handle_refused(&mut self, index: ReceiverIndex, replayed: bool, now: Nanos) {
+    pub(super) fn handle_refused(&mut self, index: ReceiverIndex, reason: DropReason, now: Nanos) {
+        self.backlog.unqueue(now);
         if matches!(self.entries.get(index.local()), Some(Entry::Reserved)) {
             self.entries.remove(index.local(), Rest::Short, now);
         }
-        self.counters.drop(if replayed { DropReason::ReplayedInit } else { DropReason::RefusedInit });
+        self.counters.drop(reason);
     }
 
     /// Notes that a claim waits for control until [`CLAIM_WAIT`] has passed.

@@ -41,6 +41,7 @@ impl DataPlane {
         let local = index.local();
         match (self.entries.get(local), verdict) {
             (Some(Entry::Handshake(handshake)), verdict) if handshake.stage == Stage::Claiming => {
+                self.backlog.decided(tick.now, self.claims);
                 match verdict {
                     Verdict::Accepted(activation) => self.accept(local, activation, tick, wire),
                     Verdict::Rejected(result) => self.reject(local, result, tick, wire),

@@ -13,6 +13,7 @@ use jump_session::path::Path;
 use jump_session::reason::Reason;
 use tokio::sync::oneshot;
 
+use super::counters::DropReason;
 use super::links::Link;
 use super::route::NodeRef;
 use super::session::Inner;
@@ -23,6 +24,9 @@ pub const COMMANDS_MAX: usize = 4096;
 pub const EVENTS_MAX: usize = 4096;
 /// First messages waiting for one handshake thread; beyond it they are dropped and counted.
 pub const INITS_MAX: usize = 256;
+/// A first message that has waited longer for a handshake thread, in nanoseconds, is not answered any more: its client has
+/// asked elsewhere, and the answer would only keep others waiting.
+pub const INIT_STALE: Nanos = 1_000_000_000;
 
 /// An order to the data plane.
 pub enum Command {
@@ -32,8 +36,8 @@ pub enum Command {
     Refused {
         /// The reserved index.
         index: ReceiverIndex,
-        /// True when it was a replay from another address.
-        replayed: bool,
+        /// Why.
+        reason: DropReason,
     },
     /// Control has decided a claim.
     Decide {
@@ -252,6 +256,8 @@ pub struct InitJob {
     pub index: ReceiverIndex,
     /// Its reattach hint.
     pub hint: [u8; jump_crypto::cookie::HINT_LEN],
+    /// When it came.
+    pub at: Nanos,
 }
 
 /// The queues to the handshake threads.

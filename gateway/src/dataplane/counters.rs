@@ -42,6 +42,12 @@ counted! {
         SourceRate => "source_rate",
         /// The queue to the handshake threads is full.
         HandshakeQueue => "handshake_queue",
+        /// The first message was told to come again later.
+        Busy => "busy",
+        /// The first message waited too long for a handshake thread.
+        StaleInit => "stale_init",
+        /// The same first message is being worked on already.
+        RepeatedInit => "repeated_init",
         /// No receiver index is free.
         TableFull => "table_full",
         /// An `AttachInit` was replayed from another address.

@@ -4,6 +4,7 @@
 //! [`engine`] drives it with real sockets. Nothing here locks, waits or logs per packet; what is dropped is counted.
 
 mod admission;
+mod backlog;
 mod bindings;
 mod claims;
 mod command;
@@ -65,8 +66,9 @@ pub(crate) const DATAGRAM_LEN_MAX: usize = 65_507;
 pub const HANDSHAKE_WAIT: Nanos = 5_000_000_000;
 /// How long a confirmed handshake waits for control, in nanoseconds; longer than any attach call.
 pub const CLAIM_WAIT: Nanos = 15_000_000_000;
-/// How long the outcome of an attach is repeated, and retired keys still open records, in nanoseconds.
+/// How long the outcome of an attach is repeated, in nanoseconds.
 const OUTCOME_WAIT: Nanos = 10_000_000_000;
+/// How long retired keys still open records, in nanoseconds.
 const RETIRED_WAIT: Nanos = 2_000_000_000;
 /// How long the stream may take to mention a session that a snapshot did not contain, in nanoseconds.
 const SNAPSHOT_GRACE: Nanos = 1_000_000_000;
@@ -165,6 +167,8 @@ pub struct DataPlane {
     outer_ecn: u8,
     sweep: idle::Sweep,
     load: admission::Load,
+    backlog: backlog::Backlog,
+    repeats: backlog::Repeats,
     inits: InitQueues,
     next_queue: usize,
     events: mpsc::Sender<Event>,
@@ -204,6 +208,8 @@ impl DataPlane {
             outer_ecn: 0,
             sweep: idle::Sweep::default(),
             load: admission::Load::default(),
+            backlog: backlog::Backlog::new(setup.inits.len()),
+            repeats: backlog::Repeats::new(),
             inits: setup.inits,
             next_queue: 0,
             events: setup.events,

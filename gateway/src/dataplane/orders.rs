@@ -2,7 +2,7 @@
 
 use tokio::sync::oneshot;
 
-use super::{Command, DataPlane, Tick, Wire};
+use super::{Command, DataPlane, DropReason, Tick, Wire};
 
 /// What is left to do once the output of the orders has been flushed.
 #[derive(Debug)]
@@ -29,12 +29,12 @@ impl DataPlane {
             Command::Answered(answered) => {
                 // An answer that would come too late is not sent: the client has gone elsewhere by then.
                 if authority {
-                    self.handle_answered(*answered, wire);
+                    self.handle_answered(*answered, tick.now, wire);
                 } else {
-                    self.handle_refused(answered.keys.own_index, false, tick.now);
+                    self.handle_refused(answered.keys.own_index, DropReason::RefusedInit, tick.now);
                 }
             }
-            Command::Refused { index, replayed } => self.handle_refused(index, replayed, tick.now),
+            Command::Refused { index, reason } => self.handle_refused(index, reason, tick.now),
             Command::Decide { index, verdict } => {
                 if authority {
                     self.handle_verdict(tick, index, *verdict, wire);

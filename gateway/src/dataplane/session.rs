@@ -44,6 +44,8 @@ pub(crate) struct Handshake {
     /// Where the reply went: whoever confirms has received there.
     pub(crate) path: Path,
     pub(crate) stage: Stage,
+    /// The `AttachReply`, for the same first message again.
+    pub(crate) reply: Box<[u8]>,
     /// Goes out behind the result of an accepted attach or rekey.
     pub(crate) key_set: Option<Box<[u8]>>,
 }

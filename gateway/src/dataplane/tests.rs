@@ -227,7 +227,7 @@ impl Node {
                         key_set: None,
                     }))
                 }
-                Err(_) => Command::Refused { index: job.index, replayed: false },
+                Err(_) => Command::Refused { index: job.index, reason: DropReason::RefusedInit },
             };
             self.command(command);
         }

@@ -16,7 +16,7 @@ use super::route::Target;
 use super::session::{Entry, Handshake, Outcome, Retired, Retirement, Session, Stage};
 use super::{
     Confirmed, Count, DataPlane, DropReason, Event, OUTCOME_WAIT, Place, RETIRED_WAIT, ReceiverIndex, Tick,
-    Wire, encode, seal_to_client, send_key_set,
+    Wire, encode, seal_to_client, send_frame, send_key_set,
 };
 
 /// How a record reached this gateway.
@@ -53,6 +53,7 @@ impl DataPlane {
                 DatagramType::AttachReply
                 | DatagramType::CookieReply
                 | DatagramType::ReattachHint
+                | DatagramType::Busy
                 | DatagramType::Mesh,
             ) => self.counters.drop(DropReason::UnknownType),
             None => self.counters.drop(DropReason::UnknownType),
@@ -192,7 +193,7 @@ impl DataPlane {
         let index = self.index(local);
         let Some(Entry::Handshake(handshake)) = self.entries.get_mut(local) else { return };
         match &handshake.stage {
-            Stage::Claiming => {}
+            Stage::Claiming => self.say_pending(local, wire),
             Stage::Rejected(result) => {
                 let keys = &mut handshake.keys.sealing;
                 seal_to_client(keys, Content::Control, handshake.path, result, wire, &mut self.counters);
@@ -201,7 +202,8 @@ impl DataPlane {
             Stage::Answered => {
                 let full = self.by_session.len() + self.claims >= self.limits.sessions_max;
                 if full || self.claims >= self.limits.claims_max {
-                    return self.counters.drop(DropReason::HandshakeQueue);
+                    self.counters.drop(DropReason::HandshakeQueue);
+                    return self.say_pending(local, wire);
                 }
                 let confirmed = Box::new(Confirmed {
                     index,
@@ -219,6 +221,12 @@ impl DataPlane {
                 self.note_claim(local, tick.now);
             }
         }
+    }
+
+    /// The claim waits for its turn or for control: the client should go on waiting here.
+    fn say_pending<W: Wire>(&mut self, local: u32, wire: &mut W) {
+        let Some(Entry::Handshake(handshake)) = self.entries.get_mut(local) else { return };
+        send_frame(&mut handshake.keys.sealing, handshake.path, &Frame::Pending, wire, &mut self.counters);
     }
 
     /// New keys inside the epoch: no store is asked, because the owner does not change.

@@ -7,10 +7,15 @@
 //!
 //! Packets that a gateway forwarded are witnesses of who held itself to be the owner: within a session their epochs must
 //! never go back, each epoch must have one forwarder, and nothing of an older epoch may be forwarded once a device has
-//! verified the grant of a newer one. A packet that an owner took in and could not forward any more is handed to the next
-//! one; it counts for the owner that forwarded it.
+//! verified the grant of a newer one. A packet from a device that its owner took in and could not forward any more is handed
+//! to the owner after it; it counts for the owner that forwarded it, and for nobody once the time is over for which gateways
+//! keep old keys and parked packets. Towards a device nothing is handed on: only the owner of an epoch has its keys.
 
 use std::collections::BTreeMap;
+
+/// How long after the end of its epoch a packet from a device may still reach the next owner: gateways open records by
+/// old keys for two seconds and park packets for two more.
+const HANDED_MAX: u64 = 4_000_000_000;
 
 /// Who owns a session in one epoch.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -100,7 +105,8 @@ pub enum Violation {
         /// How much too late, in nanoseconds.
         by: u64,
     },
-    /// A packet was forwarded by a node that owned neither its epoch nor a later one.
+    /// A packet was forwarded by a node that did not own its epoch, and to which it could not be handed: it owned no later
+    /// one, the packet went to a device, or it was handed on too late.
     Foreign {
         /// The packet.
         forward: Forward,
@@ -154,11 +160,21 @@ pub fn check_forwards(forwards: &[Forward], operations: &[Operation], slack: u64
         .iter()
         .filter_map(|operation| Some((operation.epoch, operation.owner.as_ref()?)))
         .collect();
-    // The epoch under which a packet was forwarded: its own, or the next one that its forwarder owned.
+    // The end of an epoch: when a later one was certainly there. Whoever asks later for a later one knows nothing better.
+    let ends = |epoch: u64| {
+        let later =
+            operations.iter().filter(|operation| operation.owner.is_some() && operation.epoch > epoch);
+        later.map(|operation| operation.answered).min()
+    };
+    // The epoch under which a packet was forwarded: its own, or the next one of its forwarder to whom it was handed.
     let epoch_of = |forward: &Forward| match owners.get(&forward.epoch) {
         None => Some(forward.epoch),
+        Some(owner) if owner.node == forward.node => Some(forward.epoch),
+        Some(_) if forward.way == Way::Down => None,
         Some(_) => {
-            owners.range(forward.epoch..).find(|(_, owner)| owner.node == forward.node).map(|(e, _)| *e)
+            let in_time = ends(forward.epoch).is_some_and(|end| forward.at <= end + HANDED_MAX + slack);
+            let mut later = owners.range(forward.epoch + 1..);
+            later.find(|(_, owner)| in_time && owner.node == forward.node).map(|(epoch, _)| *epoch)
         }
     };
     // When each epoch was certainly in use: its first packet, or the verified grant.
@@ -302,6 +318,34 @@ mod tests {
         let operations = [attach(10, 20, 1, "gw1"), attach(40, 60, 2, "gw2")];
         let forwards = [forward(62, 2, "gw1")];
         assert!(matches!(check_forwards(&forwards, &operations, 0)[..], [Violation::Foreign { .. }]));
+    }
+
+    #[test]
+    fn a_packet_towards_a_device_is_handed_to_nobody() {
+        let operations = [attach(10, 20, 1, "gw1"), attach(40, 60, 2, "gw2")];
+        let handed = [Forward { way: Way::Down, ..forward(58, 1, "gw2") }];
+        assert!(matches!(check_forwards(&handed, &operations, 0)[..], [Violation::Foreign { .. }]));
+        let own = [Forward { way: Way::Down, ..forward(58, 2, "gw2") }];
+        assert_eq!(check_forwards(&own, &operations, 0), []);
+    }
+
+    #[test]
+    fn a_packet_that_is_handed_on_after_every_gateway_has_forgotten_it_is_found() {
+        let operations = [attach(10, 20, 1, "gw1"), attach(40, 60, 2, "gw2")];
+        let in_time = [forward(60 + HANDED_MAX, 1, "gw2")];
+        assert_eq!(check_forwards(&in_time, &operations, 0), []);
+        let late = [forward(61 + HANDED_MAX, 1, "gw2")];
+        assert!(matches!(check_forwards(&late, &operations, 0)[..], [Violation::Foreign { .. }]));
+    }
+
+    #[test]
+    fn a_packet_handed_past_an_owner_that_still_forwards_is_found() {
+        let operations = [attach(10, 20, 1, "gw1"), attach(30, 40, 2, "gw2"), attach(70, 80, 3, "gw3")];
+        let skipped = [forward(45, 1, "gw3"), forward(50, 2, "gw2")];
+        assert!(matches!(
+            check_forwards(&skipped, &operations, 0)[..],
+            [Violation::Overlap { newer: 3, .. }]
+        ));
     }
 
     #[test]

@@ -7,7 +7,7 @@ use jump_session::reason::Reason;
 
 use super::report::Recovery;
 use super::stage::PhaseResult;
-use crate::lab::fleet::Record;
+use crate::lab::fleet::{Gap, Record};
 use crate::lab::histogram::{Histogram, Summary, millis};
 
 /// A fault on the devices' clock.
@@ -19,6 +19,38 @@ pub struct Fault {
     pub at: Duration,
     /// When the next one began, or the run ended.
     pub until: Duration,
+}
+
+/// Devices that probe at this interval or a shorter one are there to time single moves.
+const FINE_INTERVAL: Duration = Duration::from_millis(20);
+
+/// Times without an echo above this are gaps, for a device that probes at `interval`. Where probes are coarse, a late one is
+/// none yet.
+pub fn gap_above(interval: Duration) -> Duration {
+    interval * 2 + if interval <= FINE_INTERVAL { Duration::ZERO } else { Duration::from_millis(50) }
+}
+
+/// Adds how long each change of owner interrupted the echoes of the devices of each group that probes finely: the longest gap
+/// that overlaps the attach and the half second after it. A change without a gap counts as one interval.
+pub fn add_interruptions(metrics: &mut BTreeMap<String, f64>, records: &[Record], intervals: &[Duration]) {
+    for (group, interval) in intervals.iter().enumerate() {
+        if interval.is_zero() || *interval > FINE_INTERVAL {
+            continue;
+        }
+        let members = records.iter().filter(|record| record.group == group);
+        let times = members.flat_map(|record| {
+            record.attaches.iter().filter(|attach| !attach.born).map(|attach| {
+                let until = attach.at + Duration::from_millis(500);
+                let gaps = record.gaps.iter().filter(|gap| gap.from < until && gap.to > attach.began);
+                gaps.map(Gap::length).max().unwrap_or(*interval)
+            })
+        });
+        let summary = Summary::of(times.collect::<Vec<_>>());
+        metrics.insert(format!("interruption.g{group}.count"), summary.count as f64);
+        metrics.insert(format!("interruption.g{group}.p50_ms"), summary.p50_ms);
+        metrics.insert(format!("interruption.g{group}.p99_ms"), summary.p99_ms);
+        metrics.insert(format!("interruption.g{group}.max_ms"), summary.max_ms);
+    }
 }
 
 /// Samples kept per cause for charts.
@@ -182,7 +214,7 @@ fn is_policy(reason: Reason) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::lab::fleet::Gap;
+    use crate::lab::fleet::Attach;
 
     const fn s(seconds: u64) -> Duration {
         Duration::from_secs(seconds)
@@ -200,6 +232,36 @@ mod tests {
         assert_eq!(found["a"].first_echo.max_ms, 2000.0);
         assert_eq!(found["b"].first_echo.max_ms, 1000.0);
         assert_eq!((found["a"].first_echo.count, found["b"].first_echo.count), (1, 1));
+    }
+
+    #[test]
+    fn a_change_of_owner_interrupts_for_the_longest_gap_around_it_and_for_an_interval_without_one() {
+        let ms = Duration::from_millis;
+        let attach = |began, at| Attach {
+            at: ms(at),
+            began: ms(began),
+            epoch: 2,
+            node: "gw1".into(),
+            incarnation: 1,
+            gateway: ([192, 0, 2, 1], 1).into(),
+            path: 1,
+            reason: Reason::ClientRequest,
+            born: false,
+            timings: jump_session::client::Timings::default(),
+        };
+        let gap = |from, to| Gap { from: ms(from), to: ms(to) };
+        let record = Record {
+            attaches: vec![attach(1000, 1010), attach(5000, 5010)],
+            gaps: vec![gap(1005, 1035), gap(900, 1001), gap(3000, 3900)],
+            ..Record::default()
+        };
+        let mut metrics = BTreeMap::new();
+        add_interruptions(&mut metrics, std::slice::from_ref(&record), &[ms(5)]);
+        assert_eq!(metrics["interruption.g0.count"], 2.0);
+        assert_eq!(metrics["interruption.g0.max_ms"], 101.0);
+        metrics.clear();
+        add_interruptions(&mut metrics, &[record], &[ms(100)]);
+        assert!(metrics.is_empty(), "coarse probes do not time a move");
     }
 
     #[test]

@@ -112,6 +112,8 @@ fn run_on(
     let recoveries = measure::recoveries(&records, &faults);
     let mut metrics = measure::of_records(&records, end, scenario.probe_interval());
     measure::add_rest(&mut metrics, &phases, &recoveries, scenario.devices.len());
+    let intervals: Vec<_> = scenario.devices.iter().map(|d| Duration::from_millis(d.probe_ms)).collect();
+    measure::add_interruptions(&mut metrics, &records, &intervals);
     if !flood_memory.is_empty() {
         let growth = flood_memory.iter().map(|(before, after)| after.saturating_sub(*before)).max();
         metrics.insert("flood.memory_growth_mib".into(), growth.unwrap_or(0) as f64 / f64::from(1 << 20));
@@ -167,7 +169,7 @@ fn fleet_plan(
     let gateways = addresses(cluster);
     let group = |group: &super::Devices| {
         let every = (group.probe_ms > 0).then(|| Duration::from_millis(group.probe_ms));
-        let gap_above = every.map_or(Duration::MAX, |every| every * 2 + Duration::from_millis(50));
+        let gap_above = every.map_or(Duration::MAX, measure::gap_above);
         Group {
             devices: group.count,
             starts_per_second: (!group.wait).then_some(group.starts_per_second),

@@ -80,6 +80,26 @@ fn a_cookie_is_worthless_from_another_address_or_port() {
 }
 
 #[test]
+fn busy_tells_the_time_to_the_sender_of_the_message_and_to_nobody_else() {
+    let gate = Gate::new(&cluster());
+    let (first, public) = (init(&cluster(), None), cluster().public());
+    let busy = gate.busy(&first, Duration::from_millis(1234)).unwrap();
+    assert_eq!(open_busy(&public, &first, &busy), Some(Duration::from_millis(1234)));
+    for at in 0..busy.len() {
+        let mut damaged = busy;
+        damaged[at] ^= 1;
+        assert_eq!(open_busy(&public, &first, &damaged), None, "byte {at}");
+    }
+    let mut other = first;
+    other[MAC1_AT] ^= 1;
+    assert_eq!(open_busy(&public, &other, &busy), None);
+    assert_eq!(open_busy(&ClusterSecret::from_bytes([7; 32]).public(), &first, &busy), None);
+    assert_eq!(gate.busy(&other, Duration::ZERO), None, "an unauthenticated message was answered");
+    let far = gate.busy(&first, Duration::from_secs(1 << 20)).unwrap();
+    assert_eq!(open_busy(&public, &first, &far), Some(Duration::from_millis(65_535)));
+}
+
+#[test]
 fn every_changed_byte_of_an_init_is_caught_before_the_handshake() {
     let gate = Gate::new(&cluster());
     for suite in [Suite::ChaChaPolyBlake2s, Suite::HybridChaChaPolyBlake2s] {

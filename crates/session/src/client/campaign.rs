@@ -13,7 +13,7 @@ use jump_crypto::handshake::{
 use jump_crypto::keys::ClusterPublic;
 use jump_crypto::record::{Content, SealLimitReached};
 
-use super::{Client, Event, Now, PathId, sealed_frame};
+use super::{Client, Event, Now, PathId, RoundTrip, sealed_frame};
 use crate::frame::Frame;
 use crate::ids::{AttachSeq, AttemptId, Epoch};
 use crate::path::Transport;
@@ -34,6 +34,8 @@ pub(super) struct Campaign {
     targets: Vec<SocketAddr>,
     position: usize,
     round: u32,
+    /// Tries since a gateway last answered anything.
+    unanswered: u32,
     /// When the next gateway is tried; `None` while an answer is awaited.
     next_try: Option<Duration>,
     /// One gateway to ask again, after a rejection.
@@ -72,6 +74,12 @@ pub(super) struct Handshake {
     /// Replies that did not verify; bounds the work that a forger can cause.
     pub(super) refused: u8,
     pub(super) cookies: u8,
+    /// Times that the gateway asked for patience.
+    pub(super) waits: u8,
+    /// It asked for the next repetition.
+    pub(super) invited: bool,
+    /// A reply answers the message of `sent_at` and no earlier one (Karn's rule).
+    pub(super) timed: bool,
     /// Which cluster key it was made for.
     pub(super) cluster: ClusterPublic,
 }
@@ -100,6 +108,8 @@ impl Handshake {
     pub(super) const REFUSED_MAX: u8 = 32;
     /// Cookie replies answered for one try.
     pub(super) const COOKIES_MAX: u8 = 3;
+    /// A gateway that was busy this often is left for another.
+    pub(super) const WAITS_MAX: u8 = 16;
     /// One first message is repeated this often before a new one, from a new port, takes its place.
     const SENDS_MAX: u8 = 5;
 }
@@ -109,6 +119,10 @@ impl Confirming {
     pub(super) const RIDES_MAX: u8 = 48;
     pub(super) const INTERVAL: Duration = Duration::from_millis(100);
     const INTERVAL_MAX: Duration = Duration::from_millis(400);
+    /// The same once the gateway has said that the outcome is pending.
+    const INTERVAL_PENDING: Duration = Duration::from_secs(1);
+    /// However often it says so, its outcome is waited for no longer than gateways wait for control.
+    const PENDING_MAX: Duration = Duration::from_secs(15);
 
     pub(super) fn seal(
         &mut self,
@@ -122,14 +136,25 @@ impl Confirming {
     /// A sealed `Confirm`, and the next one scheduled.
     pub(super) fn confirm(&mut self, now: Duration) -> Option<Vec<u8>> {
         self.due = now + self.interval;
-        self.interval = (self.interval * 2).min(Self::INTERVAL_MAX);
+        self.interval = (self.interval * 2).min(Self::INTERVAL_MAX.max(self.interval));
         sealed_frame(&Frame::Confirm, |buffer, len| self.seal(Content::Control, buffer, len).ok())
+    }
+
+    /// The gateway is alive and works on it: it is given more time, and asked less often.
+    pub(super) fn pending(&mut self, now: Duration, timeout: Duration) {
+        if self.deadline.is_some() {
+            self.deadline = Some((now + timeout).min(self.started + Self::PENDING_MAX));
+            self.interval = Self::INTERVAL_PENDING;
+            self.due = self.due.max(now + Self::INTERVAL_MAX);
+        }
     }
 }
 
 impl Campaign {
     /// Open handshakes at once; the oldest gives way.
     const TRIES_MAX: usize = 8;
+    /// A busy gateway's wait that makes it worth asking another.
+    const LONG_WAIT: Duration = Duration::from_millis(300);
     /// The other transports are tried when no gateway has answered by the first one for this long, and then one after
     /// another at this interval.
     const OTHERS_AFTER: Duration = Duration::from_millis(300);
@@ -157,6 +182,7 @@ impl Campaign {
     /// Forgets the backoff: the network has changed.
     pub(super) fn try_now(&mut self, now: Duration) {
         self.round = 0;
+        self.unanswered = 0;
         self.others_due = self.others_due.min(now + Self::OTHERS_AFTER);
         if let Some(next_try) = &mut self.next_try {
             *next_try = now;
@@ -187,12 +213,12 @@ impl Campaign {
         failed
     }
 
-    /// Tries the next gateway at `now`, or after a backoff when all were tried; asks `again` first where given.
-    pub(super) fn go_on(&mut self, now: Duration, tuning: &super::Tuning, again: Option<Again>) {
+    /// Tries the next gateway at `now`, or after `pause` when all were tried; asks `again` first where given.
+    pub(super) fn go_on(&mut self, now: Duration, pause: Duration, again: Option<Again>) {
         let rounds_over = self.position == 0 && self.attempts > 0;
         self.next_try = match &again {
             Some(_) => None,
-            None if rounds_over => Some(now + backoff(tuning, self.round)),
+            None if rounds_over => Some(now + pause),
             None => Some(now),
         };
         self.again = again;
@@ -202,6 +228,20 @@ impl Campaign {
     pub(super) fn wait(&mut self) {
         self.next_try = None;
         self.again = None;
+        self.unanswered = 0;
+    }
+
+    /// The gateway of the handshake on `path` is alive and has no time for it before `at`: it is asked again then. A gateway
+    /// that was not asked yet may have time, and is asked first where the wait is long.
+    pub(super) fn postpone(&mut self, now: Duration, at: Duration, path: PathId) {
+        let Some(open) = self.tries.iter().find(|open| open.path == path) else { return };
+        if self.again.as_ref().is_none_or(|again| at < again.at) {
+            let (gateway, transport) = (open.gateway, open.transport);
+            self.again = Some(Again { at, gateway, transport, claim: None });
+        }
+        self.unanswered = 0;
+        let others_left = (self.attempts as usize) < self.targets.len();
+        self.next_try = (others_left && at > now + Self::LONG_WAIT).then_some(now);
     }
 
     /// True while gateways are tried by the other transports too: nobody has been asked to confirm or to wait.
@@ -218,13 +258,14 @@ impl Campaign {
     }
 }
 
+/// How long the times of earlier replies say what to expect of the next.
+const REPLIES_FRESH: Duration = Duration::from_secs(60);
+/// No reply is expected to take longer, whatever earlier ones took.
+const EXPECTED_REPLY_MAX: Duration = Duration::from_secs(3);
+
 /// The key for one round: each round over all gateways tries another.
 fn cluster_key(keys: &[ClusterPublic], round: u32) -> Option<ClusterPublic> {
     keys.get(round as usize % keys.len().max(1)).copied()
-}
-
-fn backoff(tuning: &super::Tuning, round: u32) -> Duration {
-    (tuning.reply_timeout * 2u32.saturating_pow(round.min(16))).min(tuning.reply_timeout_max)
 }
 
 impl Client {
@@ -267,6 +308,7 @@ impl Client {
             targets,
             position: 0,
             round: 0,
+            unanswered: 0,
             next_try: Some(now),
             again: None,
             starved: false,
@@ -299,7 +341,11 @@ impl Client {
         }
         if let Some(again) = campaign.again.take_if(|again| again.at <= now.at) {
             // Without a reply the search goes on with the next gateway.
-            campaign.next_try = Some(now.at + self.config.tuning.reply_timeout);
+            campaign.unanswered += 1;
+            let patience = self.reply_patience(now.at);
+            if let Some(campaign) = &mut self.campaign {
+                campaign.next_try = Some(now.at + patience);
+            }
             return self.try_gateway(now.at, again.gateway, again.transport, again.claim);
         }
         self.drive_others(now.at);
@@ -309,15 +355,49 @@ impl Client {
         }
         let gateway = campaign.targets[campaign.position];
         campaign.position = (campaign.position + 1) % campaign.targets.len();
-        let round = campaign.round;
-        if campaign.position == 0 {
-            campaign.round += 1;
-            campaign.next_try = Some(now.at + backoff(&self.config.tuning, round));
-        } else {
-            campaign.next_try = Some(now.at + self.config.tuning.reply_timeout);
-        }
+        campaign.round += u32::from(campaign.position == 0);
+        campaign.unanswered += 1;
         let transport = campaign.transport;
+        let patience = self.reply_patience(now.at);
+        if let Some(campaign) = &mut self.campaign {
+            campaign.next_try = Some(now.at + patience);
+        }
         self.try_gateway(now.at, gateway, transport, None);
+    }
+
+    /// How long the gateway that was asked last may be silent before another is asked: as long as replies take here, and
+    /// more with each try that nobody answered and each round over all gateways. Jittered then, so that the many clients of a
+    /// lost gateway do not ask in step.
+    pub(super) fn reply_patience(&mut self, now: Duration) -> Duration {
+        let expected = self.expected_reply(now);
+        let Some(campaign) = &self.campaign else { return expected };
+        let doublings = campaign.unanswered.saturating_sub(2).max(campaign.round.saturating_sub(1)).min(16);
+        if doublings == 0 {
+            return expected;
+        }
+        let ceiling = self.config.tuning.reply_timeout_max.max(expected);
+        let mean = (expected * 2u32.saturating_pow(doublings)).min(ceiling);
+        // Without randomness there is no jitter, and soon no session either.
+        let [share] = self.random::<1>().unwrap_or([128]);
+        mean * 3 / 4 + mean * u32::from(share) / 512
+    }
+
+    /// The longest that a reply is expected to take: what recent ones took, what the path to the last owner takes, and
+    /// never less than the timeout that is set.
+    fn expected_reply(&self, now: Duration) -> Duration {
+        let recent =
+            self.replies.filter(|(at, _)| now.saturating_sub(*at) < REPLIES_FRESH).map(|(_, rtt)| rtt);
+        let of_link = self.link.as_ref().and_then(|link| link.detector.rtt());
+        let longest = recent.into_iter().chain(of_link).map(|rtt| rtt.timeout()).max().unwrap_or_default();
+        longest.min(EXPECTED_REPLY_MAX).max(self.config.tuning.reply_timeout)
+    }
+
+    /// A reply to a first message took `sample`.
+    pub(super) fn reply_took(&mut self, now: Duration, sample: Duration) {
+        let mut estimate =
+            self.replies.filter(|(at, _)| now.saturating_sub(*at) < REPLIES_FRESH).map(|(_, rtt)| rtt);
+        RoundTrip::add(&mut estimate, sample);
+        self.replies = estimate.map(|estimate| (now, estimate));
     }
 
     /// Tries the next gateway by another transport when it is time to.
@@ -350,7 +430,13 @@ impl Client {
             && claim.is_none()
             && open.sends < Handshake::SENDS_MAX
         {
-            open.sends += 1;
+            // A repetition that the gateway asked for is the first message that it takes in.
+            open.timed = std::mem::take(&mut open.invited);
+            if open.timed {
+                open.sent_at = now;
+            } else {
+                open.sends += 1;
+            }
             let (path, datagram) = (open.path, open.init.to_vec());
             return self.transmit(path, datagram);
         }
@@ -464,6 +550,9 @@ impl Client {
             sends: 1,
             refused: 0,
             cookies: 0,
+            waits: 0,
+            invited: false,
+            timed: true,
             cluster,
         })
     }

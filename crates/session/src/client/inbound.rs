@@ -3,12 +3,13 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-use jump_crypto::cookie::{ReattachHint, open_cookie_reply};
+use jump_crypto::cookie::{ReattachHint, open_busy, open_cookie_reply};
 use jump_crypto::handshake::HandshakeError;
 use jump_crypto::record::{Content, OpenError, RecordHeader};
 use jump_crypto::wire::DatagramType;
 
 use super::campaign::Handshake;
+use super::outcome::{RETRY_AFTER_MAX, RETRY_AFTER_MIN};
 use super::{Client, Event, Now, PathId, State};
 use crate::frame::Frame;
 use crate::reason::Reason;
@@ -38,6 +39,7 @@ impl Client {
             Some(DatagramType::AttachReply) => self.handle_reply(now, path, datagram),
             Some(DatagramType::CookieReply) => self.handle_cookie(now, path, datagram),
             Some(DatagramType::ReattachHint) => self.handle_hint(now, datagram),
+            Some(DatagramType::Busy) => self.handle_busy(now.at, path, datagram),
             Some(DatagramType::AttachInit | DatagramType::Mesh) | None => self.drops.malformed += 1,
         }
         self.drive(now);
@@ -179,8 +181,14 @@ impl Client {
             }
             (Holder::Link, Frame::Bound { binding }) => self.bound(binding),
             (Holder::Link, Frame::Keys { key_set }) => self.take_key_set(&key_set),
-            // A repeated result of the attach that made this link.
-            (Holder::Link, Frame::AttachResult(_)) => {}
+            // A repeated result of the attach that made this link, or a word that it overtook.
+            (Holder::Link, Frame::AttachResult(_) | Frame::Pending) => {}
+            (Holder::Confirming, Frame::Pending) => {
+                let timeout = self.config.tuning.confirm_timeout;
+                if let Some(confirming) = self.campaign.as_mut().and_then(|c| c.confirming.as_mut()) {
+                    confirming.pending(now.at, timeout);
+                }
+            }
             (Holder::Link, Frame::Confirm | Frame::Close { .. })
             | (
                 Holder::Confirming | Holder::Rekeying | Holder::Drain,
@@ -196,6 +204,7 @@ impl Client {
                 | Frame::Bound { .. }
                 | Frame::Keys { .. },
             )
+            | (Holder::Rekeying | Holder::Drain, Frame::Pending)
             | (Holder::Drain, Frame::AttachResult(_)) => self.drops.unexpected += 1,
         }
     }
@@ -274,10 +283,28 @@ impl Client {
             Ok(handshake) => {
                 self.transmit(path, handshake.init.to_vec());
                 if let Some(open) = self.campaign.as_mut().and_then(|campaign| campaign.tries.get_mut(at)) {
-                    *open = Handshake { cookies, ..handshake };
+                    *open = Handshake { cookies, waits: open.waits, ..handshake };
                 }
             }
             Err(error) => self.handshake_impossible(now.at, error),
+        }
+    }
+
+    fn handle_busy(&mut self, now: Duration, path: PathId, datagram: &[u8]) {
+        let open = self.campaign.as_mut().and_then(|c| c.tries.iter_mut().find(|open| open.path == path));
+        let Some(open) = open.filter(|open| open.waits < Handshake::WAITS_MAX) else {
+            self.drops.unexpected += 1;
+            return;
+        };
+        let Some(after) = open_busy(&open.cluster, &open.init, datagram) else {
+            self.drops.bad_cookie += 1;
+            return;
+        };
+        open.waits += 1;
+        open.invited = true;
+        let at = now + after.clamp(RETRY_AFTER_MIN, RETRY_AFTER_MAX);
+        if let Some(campaign) = &mut self.campaign {
+            campaign.postpone(now, at, path);
         }
     }
 

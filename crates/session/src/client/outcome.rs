@@ -15,10 +15,11 @@ use super::{Attached, Client, Event, Meter, Now, PathId, Timings, Trigger};
 use crate::frame::{Accepted, AttachResult};
 use crate::ids::{AttachSeq, Epoch};
 use crate::reason::Reason;
+use crate::steering;
 
 /// A rejected client asks again no sooner and no later than this, whatever the gateway says.
-const RETRY_AFTER_MIN: Duration = Duration::from_millis(20);
-const RETRY_AFTER_MAX: Duration = Duration::from_secs(5);
+pub(super) const RETRY_AFTER_MIN: Duration = Duration::from_millis(20);
+pub(super) const RETRY_AFTER_MAX: Duration = Duration::from_secs(5);
 /// The same where the refusal is a matter of pace and the old path is lost. Pace protects a live owner alone: as soon as the
 /// store knows that it is dead the answer is another, and a client without service asks for it.
 const RETRY_AFTER_WITHOUT_PATH_MAX: Duration = Duration::from_millis(200);
@@ -32,6 +33,7 @@ impl Client {
         let Some(campaign) = &mut self.campaign else { return };
         let Some(at) = campaign.tries.iter().position(|open| open.path == path) else { return };
         let open = campaign.tries.swap_remove(at);
+        let rtt = open.timed.then(|| now.at.saturating_sub(open.sent_at));
         let replaced = campaign.confirming.replace(Confirming {
             keys,
             node: info.node,
@@ -40,7 +42,7 @@ impl Client {
             transport: open.transport,
             gateway: open.gateway,
             claim: open.claim,
-            rtt: (open.sends == 1).then(|| now.at.saturating_sub(open.sent_at)),
+            rtt,
             handshake: now.at.saturating_sub(campaign.decided_at),
             started: now.at,
             due: now.at,
@@ -54,18 +56,19 @@ impl Client {
             self.events.push_back(Event::ClosePath { path: replaced.path });
         }
         self.close_tries(|_, _, _| true);
+        if let Some(sample) = rtt {
+            self.reply_took(now.at, sample);
+        }
         self.step(now.at, Trigger::Proven, reason);
     }
 
     pub(super) fn drive_confirmation(&mut self, now: Duration) {
-        let Some(campaign) = &mut self.campaign else { return };
-        let Some(confirming) = &mut campaign.confirming else { return };
+        let Some(confirming) = self.campaign.as_mut().and_then(|c| c.confirming.as_mut()) else { return };
         if confirming.deadline.is_some_and(|deadline| deadline <= now) {
             // Its answer is still welcome until another gateway proves itself.
             confirming.deadline = None;
-            campaign.go_on(now, &self.config.tuning, None);
-            let reason = campaign.reason;
-            self.step(now, Trigger::Failed, reason);
+            let reason = self.campaign.as_ref().map_or(self.state_reason, |campaign| campaign.reason);
+            self.search_on(now, None, reason);
             return self.drive_confirmation(now);
         }
         if confirming.due <= now {
@@ -79,8 +82,7 @@ impl Client {
 
     /// The confirmed gateway is gone: the search goes on at once.
     pub(super) fn fail_confirmation(&mut self, now: Duration, reason: Reason) {
-        let Some(campaign) = &mut self.campaign else { return };
-        let Some(confirming) = campaign.confirming.take() else { return };
+        let Some(confirming) = self.campaign.as_mut().and_then(|c| c.confirming.take()) else { return };
         // A gateway that sent a hint is alive and has forgotten: ask it again, anew.
         let again = (reason == Reason::ReattachHint).then_some(Again {
             at: now,
@@ -88,9 +90,8 @@ impl Client {
             transport: confirming.transport,
             claim: None,
         });
-        campaign.go_on(now, &self.config.tuning, again);
         self.events.push_back(Event::ClosePath { path: confirming.path });
-        self.step(now, Trigger::Failed, reason);
+        self.search_on(now, again, reason);
     }
 
     /// The confirmed gateway answered.
@@ -153,8 +154,9 @@ impl Client {
     }
 
     fn search_on(&mut self, now: Duration, again: Option<Again>, reason: Reason) {
+        let pause = self.reply_patience(now);
         if let Some(campaign) = &mut self.campaign {
-            campaign.go_on(now, &self.config.tuning, again);
+            campaign.go_on(now, pause, again);
         }
         self.step(now, Trigger::Failed, reason);
     }
@@ -237,6 +239,7 @@ impl Client {
         self.birth_attempt = None;
         self.inner.clone_from(&attached.accepted.inner);
         self.roster.clone_from(&attached.accepted.roster);
+        steering::rank(&self.config.device.public(), &mut self.roster);
         if !attached.accepted.doors.is_empty() {
             self.ways.doors.clone_from(&attached.accepted.doors);
         }

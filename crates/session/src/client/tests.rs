@@ -4,6 +4,7 @@
 mod attach;
 mod chaos;
 mod hostile;
+mod load;
 mod owner;
 mod ways;
 mod world;

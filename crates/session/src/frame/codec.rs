@@ -25,6 +25,7 @@ const CLOSE: u8 = 9;
 const MTU_PROBE: u8 = 10;
 const BOUND: u8 = 11;
 const KEYS: u8 = 12;
+const PENDING: u8 = 13;
 
 const ACCEPTED: u8 = 1;
 const REJECTED: u8 = 2;
@@ -38,6 +39,7 @@ impl Frame {
         let bound = match self {
             Self::MtuProbe { len, .. } => usize::from(*len),
             Self::Confirm
+            | Self::Pending
             | Self::AttachResult(_)
             | Self::Ping { .. }
             | Self::Pong { .. }
@@ -73,6 +75,7 @@ impl Writer<'_> {
     fn frame(&mut self, frame: &Frame) -> Option<()> {
         match frame {
             Frame::Confirm => self.u8(CONFIRM),
+            Frame::Pending => self.u8(PENDING),
             Frame::AttachResult(result) => {
                 self.u8(ATTACH_RESULT)?;
                 match &**result {
@@ -223,6 +226,7 @@ impl Reader<'_> {
         }
         let frame = match tag {
             CONFIRM => Frame::Confirm,
+            PENDING => Frame::Pending,
             ATTACH_RESULT => Frame::AttachResult(Box::new(self.attach_result()?)),
             PING => Frame::Ping { id: self.u64()? },
             PONG => Frame::Pong { id: self.u64()?, received: self.u64()?, newest: self.u64()? },

@@ -90,6 +90,7 @@ fn frame() -> impl Strategy<Value = Frame> {
         any::<u64>().prop_map(|binding| Frame::Bound { binding }),
         vec(any::<u8>(), 0..=jump_crypto::key_set::KeySet::LEN_MAX)
             .prop_map(|key_set| Frame::Keys { key_set }),
+        Just(Frame::Pending),
     ]
 }
 
@@ -154,6 +155,7 @@ proptest! {
 fn the_byte_layout_is_the_documented_one() {
     let hex = |frame: &Frame| encoded(frame).iter().map(|byte| format!("{byte:02x}")).collect::<String>();
     assert_eq!(hex(&Frame::Confirm), "01");
+    assert_eq!(hex(&Frame::Pending), "0d");
     assert_eq!(hex(&Frame::Ping { id: 0x0102 }), "030000000000000102");
     assert_eq!(hex(&Frame::PathResponse { token: *b"abcdefgh" }), "066162636465666768");
     assert_eq!(hex(&Frame::Terminated { reason: Reason::KeyRevoked }), "080017");

@@ -27,6 +27,7 @@ fn every_repeated_confirmation_gets_the_same_result_and_asks_control_once() {
     let confirmed = client.confirm(&mut node, None);
     client.send(&mut node, &Frame::Confirm);
     assert!(node.confirmed().is_empty());
+    assert_eq!(client.frames(&mut node), [Frame::Pending], "the client does not know that it is waited for");
     node.accept(&confirmed, session(1), 1, &[inner(1)]);
     let first = client.frames(&mut node);
     for _ in 0..3 {
@@ -369,4 +370,51 @@ fn a_flood_of_notes_leaves_room_for_confirmations() {
     other.keys = Some(keys);
     other.send(&mut node, &Frame::Confirm);
     assert_eq!(node.confirmed().len(), 1, "the confirmation found no room");
+}
+
+#[test]
+fn the_same_first_message_again_gets_the_same_reply_and_makes_no_other_handshake() {
+    let mut cluster = Cluster::new();
+    let mut node = Node::new(&mut cluster, 1);
+    let mut client = Client::new(&mut cluster, 1);
+    let (_, init) = client.init(None, None);
+    node.client_sends(client.address, &init);
+    // Repeated while it is being answered, and after that.
+    node.client_sends(client.address, &init);
+    assert_eq!(node.dropped(DropReason::RepeatedInit), 1);
+    node.answer_inits();
+    let (_, reply) = node.wire.clients.pop().unwrap();
+    node.client_sends(client.address, &init);
+    assert_eq!(node.wire.clients.pop(), Some((client.address, reply)));
+    node.answer_inits();
+    assert!(node.wire.clients.is_empty());
+    assert_eq!((node.plane.entries(), node.count(Count::AttachInits)), (1, 1));
+    // A forgotten one is worked on anew.
+    node.advance(HANDSHAKE_WAIT);
+    node.client_sends(client.address, &init);
+    assert_eq!(node.count(Count::AttachInits), 2);
+}
+
+#[test]
+fn beyond_the_backlog_clients_are_told_when_to_come_and_nothing_is_kept_of_them() {
+    let mut cluster = Cluster::new();
+    let mut node = Node::new(&mut cluster, 1);
+    let mut client = Client::new(&mut cluster, 1);
+    let mut inits = Vec::new();
+    while node.dropped(DropReason::Busy) == 0 {
+        inits.push(client.init(None, None).1);
+        node.client_sends(client.address, &inits[inits.len() - 1]);
+        assert!(inits.len() < INITS_MAX, "the queue fills up and nobody is told");
+    }
+    let told = inits.len() - 1;
+    assert_eq!(node.plane.entries(), told);
+    let (_, busy) = node.wire.clients.pop().unwrap();
+    let after = jump_crypto::cookie::open_busy(&client.cluster, &inits[told], &busy).expect("a busy word");
+    assert!(after >= Duration::from_millis(20) && after < Duration::from_millis(100), "{after:?}");
+    // Those that wait here already are not sent away, and there is room again once they are answered.
+    node.client_sends(client.address, &inits[0]);
+    assert_eq!(node.dropped(DropReason::RepeatedInit), 1);
+    node.answer_inits();
+    node.client_sends(client.address, &inits[told]);
+    assert_eq!(node.count(Count::AttachInits), told as u64 + 1);
 }

@@ -86,6 +86,8 @@ pub(super) struct Peer {
     intent: AttachIntent,
     device: DeviceKey,
     pub(super) active: bool,
+    /// Another took over: nothing is answered any more.
+    fenced: bool,
     source: (SocketAddr, PathId),
     answer: Option<AttachResult>,
 }
@@ -105,6 +107,12 @@ pub(super) struct FakeGateway {
     pub(super) packets: Vec<Vec<u8>>,
     pub(super) frames: Vec<Frame>,
     pub(super) commit_delay: Duration,
+    /// Tells the senders of the next first messages to come again after these times.
+    pub(super) busy: Vec<Duration>,
+    /// Says that an outcome is pending.
+    pub(super) says_pending: bool,
+    /// How long a handshake takes here.
+    pub(super) handshake_delay: Duration,
 }
 
 #[derive(PartialEq, Eq, PartialOrd, Ord)]
@@ -398,6 +406,12 @@ impl World {
             let len = self.gate.cookie_reply(init, source, unix, [9; 16], &mut out).expect("an init");
             return self.carry_down(path, out[..len].to_vec());
         }
+        if !self.gateways[at].busy.is_empty() {
+            let after = self.gateways[at].busy.remove(0);
+            self.gateways[at].inits.push(init.to_vec());
+            let busy = self.gate.busy(init, after).expect("an init");
+            return self.carry_down(path, busy.to_vec());
+        }
         let local = self.next_local;
         self.next_local += 1;
         let index = ReceiverIndex(((at as u32 + 1) << 20) | local);
@@ -413,8 +427,15 @@ impl World {
             .write_reply(&gateway.responder, index, hint, &roster, &mut self.random, &mut out)
             .expect("entropy");
         let source = (gateway.address, path);
-        gateway.peers.insert(index.0, Peer { keys, intent, device, active: false, source, answer: None });
-        self.carry_down(path, out[..len].to_vec());
+        gateway.peers.insert(
+            index.0,
+            Peer { keys, intent, device, active: false, fenced: false, source, answer: None },
+        );
+        let at = self.now + self.latency + self.gateways[at].handshake_delay;
+        match self.gateways[self.place(source.0)].handshake_delay.is_zero() {
+            true => self.carry_down(path, out[..len].to_vec()),
+            false => self.push(at, Arrival::AtClient(path, out[..len].to_vec())),
+        }
     }
 
     fn at_record(&mut self, at: usize, path: PathId, record: &mut [u8]) {
@@ -426,7 +447,8 @@ impl World {
         };
         let Ok(opened) = peer.keys.opening.open(record) else { return };
         let (content, plaintext) = (opened.content, opened.plaintext.to_vec());
-        if self.gateways[at].mood == Mood::Mute {
+        let fenced = peer.fenced && content == Content::Control;
+        if fenced || self.gateways[at].mood == Mood::Mute {
             return;
         }
         if content == Content::Packet {
@@ -440,6 +462,11 @@ impl World {
             Frame::Confirm => {
                 let index = header.receiver.0;
                 let delay = self.gateways[at].commit_delay;
+                if self.gateways[at].says_pending
+                    && self.gateways[at].peers.get(&index).is_some_and(|peer| peer.answer.is_none())
+                {
+                    self.say(at, index, &Frame::Pending);
+                }
                 self.push(self.now + delay, Arrival::Result(address, index));
             }
             Frame::Ping { id } | Frame::MtuProbe { id, .. } => {
@@ -499,7 +526,9 @@ impl World {
             self.store.epoch += 1;
             self.store.accepted = Some((intent.attach_seq, intent.attempt, at));
             for gateway in &mut self.gateways {
-                gateway.peers.values_mut().for_each(|peer| peer.active = false);
+                for peer in gateway.peers.values_mut() {
+                    peer.fenced |= std::mem::take(&mut peer.active);
+                }
             }
         }
         let session = *self.store.session.get_or_insert(SessionId::from_bytes([0x11; 16]));
@@ -649,6 +678,9 @@ impl FakeGateway {
             packets: Vec::new(),
             frames: Vec::new(),
             commit_delay: MS,
+            busy: Vec::new(),
+            says_pending: false,
+            handshake_delay: Duration::ZERO,
         }
     }
 }
