@@ -169,12 +169,15 @@ pub fn check_forwards(forwards: &[Forward], operations: &[Operation], slack: u64
     // The epoch under which a packet was forwarded: its own, or the next one of its forwarder to whom it was handed.
     let epoch_of = |forward: &Forward| match owners.get(&forward.epoch) {
         None => Some(forward.epoch),
-        Some(owner) if owner.node == forward.node => Some(forward.epoch),
-        Some(_) if forward.way == Way::Down => None,
-        Some(_) => {
-            let in_time = ends(forward.epoch).is_some_and(|end| forward.at <= end + HANDED_MAX + slack);
-            let mut later = owners.range(forward.epoch + 1..);
-            later.find(|(_, owner)| in_time && owner.node == forward.node).map(|(epoch, _)| *epoch)
+        Some(owner) => {
+            let own = (owner.node == forward.node).then_some(forward.epoch);
+            let end = ends(forward.epoch)
+                .filter(|end| forward.way == Way::Up && forward.at <= end + HANDED_MAX + slack);
+            // Before the end of its epoch its owner forwards it as what it is.
+            let end = end.filter(|end| own.is_none() || forward.at > *end);
+            let later =
+                end.and_then(|_| owners.range(forward.epoch + 1..).find(|(_, o)| o.node == forward.node));
+            later.map(|(epoch, _)| *epoch).or(own)
         }
     };
     // When each epoch was certainly in use: its first packet, or the verified grant.
@@ -318,6 +321,18 @@ mod tests {
         let operations = [attach(10, 20, 1, "gw1"), attach(40, 60, 2, "gw2")];
         let forwards = [forward(62, 2, "gw1")];
         assert!(matches!(check_forwards(&forwards, &operations, 0)[..], [Violation::Foreign { .. }]));
+    }
+
+    #[test]
+    fn a_gateway_that_owns_the_next_epoch_too_opens_records_of_the_last_one_for_a_while() {
+        let operations = [attach(10, 20, 1, "gw1"), attach(40, 60, 2, "gw1"), attach(90, 100, 3, "gw2")];
+        let received = [forward(58, 2, "gw1"), forward(65, 1, "gw1"), forward(66, 2, "gw1")];
+        assert_eq!(check_forwards(&received, &operations, 0), []);
+        // Not to the device, and not once another has it.
+        let sent = [Forward { way: Way::Down, ..forward(65, 1, "gw1") }];
+        assert!(matches!(check_forwards(&sent, &operations, 0)[..], [Violation::Overlap { newer: 2, .. }]));
+        let after = [forward(101, 1, "gw1")];
+        assert!(matches!(check_forwards(&after, &operations, 0)[..], [Violation::Overlap { newer: 3, .. }]));
     }
 
     #[test]
