@@ -18,6 +18,10 @@ use jump_session::ids::{AttachSeq, AttemptId, DeviceKey, Epoch, Incarnation, Nod
 use jump_session::ownership::{HistoryEntry, Owner, Phase, SessionRecord};
 use jump_session::reason::Reason;
 use prost::Message as _;
+use tonic::transport::Channel;
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_check_response::ServingStatus;
+use tonic_health::pb::health_client::HealthClient;
 
 #[path = "../tests/support/cluster.rs"]
 mod cluster;
@@ -37,6 +41,8 @@ const ROUND: Duration = Duration::from_secs(3);
 const MEASURED: usize = 4000;
 /// Calls at a time when single latencies are measured.
 const MEASURED_AT_A_TIME: usize = 4;
+/// How long the store rests between the records' writing and the measurement.
+const AFTER_LOAD: Duration = Duration::from_secs(10);
 /// Sessions of the gateway that dies.
 const REATTACHED: usize = 10_000;
 
@@ -308,6 +314,18 @@ async fn mass_reattach() -> bool {
     met
 }
 
+/// Waits until a replica has listed the store: before that nobody sends it anything.
+async fn until_ready(channel: Channel) {
+    let mut health = HealthClient::new(channel);
+    loop {
+        let answer = health.check(HealthCheckRequest { service: String::new() }).await;
+        if answer.is_ok_and(|answer| answer.into_inner().status() == ServingStatus::Serving) {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
 async fn million() -> bool {
     let (etcd, pki) = (Etcd::start_as(true), Pki::new());
     let mut p99 = Vec::new();
@@ -321,12 +339,15 @@ async fn million() -> bool {
         let started = Instant::now();
         let server = replica(&pki, &etcd).await;
         let channel = server.channel(&pki, Some(&format!("gateway-{}", dead.name))).await;
+        until_ready(channel.clone()).await;
         let dead = Gateway { client: GatewayServiceClient::new(channel), ..dead };
         let gateway = Gateway::register(&pki, &server, &format!("new{size}")).await;
         println!(
             "  a replica lists {size} sessions and serves after {:.1} s",
             started.elapsed().as_secs_f64()
         );
+        // Attaches among that many records are measured, not what the store does after so many writes at once.
+        tokio::time::sleep(AFTER_LOAD).await;
         // Owned by a run that lives, so that the reaper keeps its hands off; each attach is a takeover after a release.
         let release = |number: usize| {
             let mut client = dead.client.clone();

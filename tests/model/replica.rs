@@ -140,7 +140,10 @@ impl Cluster {
     /// G2, and that nobody becomes owner who cannot be one, at the moment of the write.
     fn check_write(&self, state: &mut State, next: &Record) {
         let (epoch, seq) = state.record.map_or((0, 0), |record| (record.epoch, record.seq));
+        let stays = state.record.is_some_and(|r| (r.epoch, r.phase) == (next.epoch, next.phase));
         let new_owner = match next.phase {
+            // An order to move changes neither owner nor epoch.
+            Phase::Owned(_) if stays => None,
             Phase::Owned(run) => Some(run),
             Phase::Released | Phase::Handover { .. } | Phase::Terminated => None,
         };

@@ -262,6 +262,8 @@ impl World {
         self.drive(at, |plane, tick, holds, output| {
             if holds {
                 plane.handle_client(tick, source, &mut datagram, output);
+            } else {
+                plane.refuse_client(tick, source, &datagram, output);
             }
         });
     }

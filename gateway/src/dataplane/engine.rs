@@ -214,14 +214,14 @@ impl Engine {
             backlogged = false;
             if ready[0] {
                 let (socket, buffers) = (&sockets.clients, &mut buffers.0);
-                let had = datagrams_in(&mut plane, socket, buffers, &guard, &mut output, client_datagram)?;
+                let had = datagrams_in(&mut plane, socket, buffers, &guard, &mut output, CLIENT)?;
                 busy |= had != Had::Nothing;
                 backlogged = had == Had::More;
             }
             busy |= doors_in(&mut plane, &guard, &mut output);
             if ready[1] {
                 let (socket, buffers) = (&sockets.mesh, &mut buffers.1);
-                let had = datagrams_in(&mut plane, socket, buffers, &guard, &mut output, mesh_datagram)?;
+                let had = datagrams_in(&mut plane, socket, buffers, &guard, &mut output, MESH)?;
                 busy |= had != Had::Nothing;
             }
             // What was just written may have its answer waiting already.
@@ -291,7 +291,7 @@ fn doors_in(plane: &mut DataPlane, guard: &Guard, output: &mut Output<'_>) -> bo
             if holds {
                 plane.handle_client(tick, path, frame.bytes_mut(), output);
             } else {
-                plane.counters_mut().drop(DropReason::Guard);
+                plane.refuse_client(tick, path, frame.bytes_mut(), output);
             }
             output.doors.recycle(number, frame);
         }
@@ -312,6 +312,12 @@ enum Had {
     More,
 }
 
+/// What is done with one datagram.
+type Handle = fn(&mut DataPlane, Tick, Datagram<'_>, &mut Output<'_>);
+/// With authority, and without.
+const CLIENT: (Handle, Handle) = (client_datagram, refused_datagram);
+const MESH: (Handle, Handle) = (mesh_datagram, dropped_datagram);
+
 /// Takes in what waits in a socket, a few batches at most; each batch leaves before the next is looked at.
 fn datagrams_in(
     plane: &mut DataPlane,
@@ -319,7 +325,7 @@ fn datagrams_in(
     buffers: &mut ReceiveBuffers,
     guard: &Guard,
     output: &mut Output<'_>,
-    handle: fn(&mut DataPlane, Tick, Datagram<'_>, &mut Output<'_>),
+    (handle, refuse): (Handle, Handle),
 ) -> io::Result<Had> {
     let mut had = Had::Nothing;
     for _ in 0..BATCHES_MAX {
@@ -329,7 +335,7 @@ fn datagrams_in(
             if holds {
                 handle(plane, tick, datagram, output);
             } else {
-                plane.counters_mut().drop(DropReason::Guard);
+                refuse(plane, tick, datagram, output);
             }
         });
         output.flush(plane);
@@ -348,6 +354,16 @@ fn client_datagram(plane: &mut DataPlane, tick: Tick, datagram: Datagram<'_>, ou
     let local = if output.everywhere { datagram.local } else { None };
     let path = Path { local, ..Path::from(datagram.source) };
     plane.handle_marked_client(tick, path, datagram.ecn, datagram.bytes, output);
+}
+
+fn refused_datagram(plane: &mut DataPlane, tick: Tick, datagram: Datagram<'_>, output: &mut Output<'_>) {
+    let local = if output.everywhere { datagram.local } else { None };
+    let path = Path { local, ..Path::from(datagram.source) };
+    plane.refuse_client(tick, path, datagram.bytes, output);
+}
+
+fn dropped_datagram(plane: &mut DataPlane, _: Tick, _: Datagram<'_>, _: &mut Output<'_>) {
+    plane.counters_mut().drop(DropReason::Guard);
 }
 
 fn mesh_datagram(plane: &mut DataPlane, tick: Tick, datagram: Datagram<'_>, output: &mut Output<'_>) {

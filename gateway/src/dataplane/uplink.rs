@@ -74,6 +74,23 @@ impl DataPlane {
         self.outer_ecn = 0;
     }
 
+    /// A datagram of a client while this node's authority has run out: nothing is done with it. Who still sends records of a
+    /// session here is told to look for another gateway, which the session needs before this one may serve it again.
+    pub fn refuse_client<W: Wire>(
+        &mut self,
+        tick: Tick,
+        source: impl Into<Path>,
+        datagram: &[u8],
+        wire: &mut W,
+    ) {
+        self.counters.drop(DropReason::Guard);
+        let Some(header) = RecordHeader::parse(datagram) else { return };
+        let is_own = header.receiver.node() == self.number;
+        if is_own && matches!(self.entries.get(header.receiver.local()), Some(Entry::Session(_))) {
+            self.hint(tick, source.into(), header.receiver, wire);
+        }
+    }
+
     pub(super) fn handle_record<W: Wire>(
         &mut self,
         tick: Tick,

@@ -175,8 +175,13 @@ pub fn check_forwards(forwards: &[Forward], operations: &[Operation], slack: u64
                 .filter(|end| forward.way == Way::Up && forward.at <= end + HANDED_MAX + slack);
             // Before the end of its epoch its owner forwards it as what it is.
             let end = end.filter(|end| own.is_none() || forward.at > *end);
-            let later =
-                end.and_then(|_| owners.range(forward.epoch + 1..).find(|(_, o)| o.node == forward.node));
+            // Nobody owns an epoch before somebody asks for it.
+            let asked = |epoch: u64| {
+                let mut attaches = operations.iter().filter(|o| o.kind == Kind::Attach && o.epoch == epoch);
+                attaches.next().is_none_or(|attach| attach.invoked <= forward.at)
+            };
+            let takes = |(epoch, owner): &(&u64, &&Owner)| owner.node == forward.node && asked(**epoch);
+            let later = end.and_then(|_| owners.range(forward.epoch + 1..).find(takes));
             later.map(|(epoch, _)| *epoch).or(own)
         }
     };
@@ -354,13 +359,14 @@ mod tests {
     }
 
     #[test]
-    fn a_packet_handed_past_an_owner_that_still_forwards_is_found() {
-        let operations = [attach(10, 20, 1, "gw1"), attach(30, 40, 2, "gw2"), attach(70, 80, 3, "gw3")];
+    fn a_packet_handed_past_an_owner_that_still_forwards_or_to_one_that_is_none_yet_is_found() {
+        let operations =
+            |invoked| [attach(10, 20, 1, "gw1"), attach(30, 40, 2, "gw2"), attach(invoked, 80, 3, "gw3")];
         let skipped = [forward(45, 1, "gw3"), forward(50, 2, "gw2")];
-        assert!(matches!(
-            check_forwards(&skipped, &operations, 0)[..],
-            [Violation::Overlap { newer: 3, .. }]
-        ));
+        let found = check_forwards(&skipped, &operations(42), 0);
+        assert!(matches!(found[..], [Violation::Overlap { newer: 3, .. }]), "{found:?}");
+        let found = check_forwards(&skipped, &operations(70), 0);
+        assert!(matches!(found[..], [Violation::Foreign { .. }]), "{found:?}");
     }
 
     #[test]

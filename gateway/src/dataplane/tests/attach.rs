@@ -418,3 +418,28 @@ fn beyond_the_backlog_clients_are_told_when_to_come_and_nothing_is_kept_of_them(
     node.client_sends(client.address, &inits[told]);
     assert_eq!(node.count(Count::AttachInits), told as u64 + 1);
 }
+
+#[test]
+fn without_authority_records_of_a_session_are_answered_by_a_hint_and_nothing_else_is_answered() {
+    let mut cluster = Cluster::new();
+    let mut node = Node::new(&mut cluster, 1);
+    let mut client = Client::new(&mut cluster, 1);
+    client.attach(&mut node, session(1), 1, &[inner(1)]);
+    let record = client.seal(Content::Packet, &packet(inner(1), server(), b"late"));
+    let (tick, source) = (node.tick(), client.address);
+    node.wire.clients.clear();
+    node.plane.refuse_client(tick, source, &record, &mut node.wire);
+    let (to, hint) = node.wire.clients.pop().expect("a hint");
+    assert!(to == source && jump_crypto::cookie::ReattachHint::parse(&hint).is_some());
+    let mut foreign = record.clone();
+    foreign[4..8].copy_from_slice(&ReceiverIndex::of_node(NodeNumber(1), 99).0.to_be_bytes());
+    let (_, init) = client.init(None, None);
+    for datagram in [&foreign[..], &init[..], b"", b"x"] {
+        node.plane.refuse_client(tick, source, datagram, &mut node.wire);
+    }
+    assert!(
+        node.wire.clients.is_empty() && node.wire.inner.is_empty(),
+        "something was answered or forwarded"
+    );
+    assert_eq!(node.dropped(DropReason::Guard), 5);
+}
