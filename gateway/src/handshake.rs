@@ -8,7 +8,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::SystemTime;
 
 use jump_crypto::entropy::OsEntropy;
-use jump_crypto::handshake::{REPLY_LEN_MAX, ROSTER_MAX, Responder};
+use jump_crypto::handshake::{HandshakeError, REPLY_LEN_MAX, ROSTER_MAX, Responder};
 use jump_session::gateway::Nanos;
 use jump_telemetry::trace;
 use jump_transport::clock::boottime_nanos;
@@ -61,7 +61,12 @@ fn answer(
     let mut reply = [0; REPLY_LEN_MAX];
     let (len, keys) = pending
         .write_reply(&responder, job.index, job.hint, &roster(ROSTER_MAX), entropy, &mut reply)
-        .inspect_err(|error| tracing::error!(%error, "cannot answer a handshake"))
+        .inspect_err(|error| {
+            // Whatever else it is, the message was the sender's: refused and counted, without a line of its own.
+            if let HandshakeError::Entropy(error) = error {
+                tracing::error!(%error, "cannot answer a handshake");
+            }
+        })
         .ok()?;
     trace::past_span(intent.attempt, "answer_init", started..SystemTime::now(), &[]);
     Some(Answered { keys, device, intent, path: job.source, reply: Box::from(&reply[..len]), key_set })
