@@ -47,7 +47,7 @@ fn a_generator_that_is_stuck_or_biased_or_gone_does_not_start() {
 
 #[test]
 fn a_failure_while_running_latches_and_gives_out_no_byte() {
-    let broken_once = |at: usize| Some(if at < STARTUP_BYTES + 64 { 0 } else { at as u8 });
+    let broken_once = |at: usize| Some(if at < STARTUP_BYTES + 64 { 7 } else { at as u8 });
     let mut entropy = Tested::new(failing(STARTUP_BYTES, broken_once)).unwrap();
     let mut key = [1; 32];
     assert_eq!(entropy.fill(&mut key), Err(EntropyError::RepetitionCount));
