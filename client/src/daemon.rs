@@ -15,6 +15,7 @@ use jump_session::path::Transport;
 use jump_session::reason::Reason;
 use jump_telemetry::log::LogHandle;
 use jump_telemetry::metrics::{MetricsServer, ServeConfig};
+use jump_telemetry::settings::{Observability, Overrides};
 use jump_transport::poll::Waker;
 use jump_transport::tun::{Tun, TunOptions};
 use tokio::runtime::Runtime;
@@ -58,8 +59,37 @@ pub struct UpOptions {
     pub metrics_listen: Option<SocketAddr>,
     /// Changes log levels.
     pub log: LogHandle,
+    /// Where they are configured.
+    pub levels: LogLevels,
     /// Transports that may be used, best first. At least one.
     pub transports: Vec<Transport>,
+}
+
+/// Where log levels are configured; the flag outweighs the file.
+#[derive(Debug, Clone)]
+pub struct LogLevels {
+    /// `--log` or `JUMP_LOG`.
+    pub flag: Option<String>,
+    /// The file of `--telemetry`.
+    pub file: Option<PathBuf>,
+}
+
+impl LogLevels {
+    /// The levels, `file` being what the file says.
+    pub fn choose(&self, file: &Observability) -> String {
+        self.flag.clone().or_else(|| file.log_level.clone()).unwrap_or_else(|| "info".to_owned())
+    }
+
+    /// Reads the file again; `None` when there is none.
+    fn reread(self) -> Option<impl Fn() -> Result<String, String> + Send + 'static> {
+        let file = self.file.clone()?;
+        Some(move || {
+            let text = std::fs::read_to_string(&file)
+                .map_err(|error| format!("cannot read {}: {error}", file.display()))?;
+            let settings = Observability::parse(&text, Overrides::default());
+            settings.map(|settings| self.choose(&settings)).map_err(|problems| problems.join("; "))
+        })
+    }
 }
 
 /// The TUN device's MTU before an owner has told one: the IPv6 minimum.
@@ -84,7 +114,7 @@ pub fn up(options: &UpOptions) -> Result<(), Failure> {
         .enable_all()
         .build()
         .map_err(|error| Failure::because(Exit::Failed, "cannot start the runtime", &error))?;
-    runtime.spawn(jump_telemetry::log::follow_signals(options.log.clone()));
+    runtime.spawn(jump_telemetry::log::follow_signals(options.log.clone(), options.levels.clone().reread()));
     let _metrics = serve_metrics(&runtime, options.metrics_listen)?;
     let tun = create_tun(&options.interface)?;
     let waker =

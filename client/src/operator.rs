@@ -13,6 +13,7 @@ use crate::output::Output;
 
 mod devices;
 mod keys;
+mod logs;
 mod nodes;
 mod ownership;
 mod sessions;
@@ -89,6 +90,9 @@ enum Command {
     /// The cluster's own keys: list, rotate, retire
     #[command(subcommand, alias = "key")]
     Keys(keys::Command),
+    /// Log levels of the control replicas named by --control
+    #[command(subcommand)]
+    LogLevels(logs::Command),
 }
 
 /// A connected operator.
@@ -101,6 +105,11 @@ struct Operator {
 impl Operator {
     async fn channel(&self) -> Result<Channel, Failure> {
         channel::connect_as(&self.controls, &self.files).await
+    }
+
+    /// A channel to one replica, the `n`th that was named.
+    async fn channel_to(&self, n: usize) -> Result<Channel, Failure> {
+        channel::connect_as(&self.controls[n..=n], &self.files).await
     }
 
     /// A channel for the `n`th attempt of a watch: each starts with another replica.
@@ -126,6 +135,7 @@ pub async fn run(arguments: Arguments) -> Result<(), Failure> {
         Command::Nodes(command) => nodes::run(&operator, command).await,
         Command::Devices(command) => devices::run(&operator, command).await,
         Command::Keys(command) => keys::run(&operator, command).await,
+        Command::LogLevels(command) => logs::run(&operator, command).await,
     }
 }
 

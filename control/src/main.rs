@@ -39,7 +39,7 @@ enum Command {
 }
 
 /// Every setting can also stand in the file (as NAME = VALUE) and in the environment (as JUMP_CONTROL_NAME, with _ for each dot).
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 struct Serve {
     /// TOML file with settings
     #[arg(long, env = "JUMP_CONTROL_CONFIG")]
@@ -121,6 +121,7 @@ fn run_serve(args: Serve) -> anyhow::Result<()> {
         std::io::Write::write_all(&mut std::io::stdout(), out.as_bytes())?;
         return Ok(());
     }
+    let again = args.clone();
     let config = Config::from_layers(layers(args)?)?;
     let log = LogConfig {
         format: config.log.format,
@@ -140,7 +141,11 @@ fn run_serve(args: Serve) -> anyhow::Result<()> {
         let shutdown = CancellationToken::new();
         let mut terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
         let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?;
-        tokio::spawn(jump_telemetry::log::follow_signals(logs.handle()));
+        let levels = move || {
+            let layers = layers(again.clone()).map_err(|error| format!("{error:#}"))?;
+            Ok(Config::from_layers(layers).map_err(|errors| errors.to_string())?.log.filter)
+        };
+        tokio::spawn(jump_telemetry::log::follow_signals(logs.handle(), Some(levels)));
         let token = shutdown.clone();
         tokio::spawn(async move {
             tokio::select! { _ = terminate.recv() => {} _ = interrupt.recv() => {} }

@@ -13,6 +13,7 @@ use jump_proto::client_v1::enrolment_service_server::EnrolmentServiceServer;
 use jump_proto::control_v1::device_service_server::DeviceServiceServer;
 use jump_proto::control_v1::gateway_service_server::GatewayServiceServer;
 use jump_proto::control_v1::key_service_server::KeyServiceServer;
+use jump_proto::control_v1::log_service_server::LogServiceServer;
 use jump_proto::control_v1::node_service_server::NodeServiceServer;
 use jump_proto::control_v1::ownership_service_server::OwnershipServiceServer;
 use jump_proto::control_v1::session_service_server::SessionServiceServer;
@@ -31,7 +32,7 @@ use crate::devices::Devices;
 use crate::keyring::{Keeper, KeyChange, KeyRingError, KeyRings, Purpose};
 use crate::registry::Registry;
 use crate::service::{
-    Context, DeviceApi, EnrolmentApi, GatewayApi, KeyApi, NodeApi, OwnershipApi, Profile, SessionApi,
+    Context, DeviceApi, EnrolmentApi, GatewayApi, KeyApi, LogApi, NodeApi, OwnershipApi, Profile, SessionApi,
 };
 use crate::store::etcd::{EtcdConfig, EtcdTls};
 use crate::store::{EmbeddedStore, EtcdStore, GroupCommit, MeasuredStore, SharedStore, StoreError};
@@ -244,6 +245,7 @@ impl Replica {
             .add_service(OwnershipServiceServer::new(OwnershipApi::new(Arc::clone(&context))))
             .add_service(NodeServiceServer::new(NodeApi::new(Arc::clone(&context))))
             .add_service(KeyServiceServer::new(KeyApi::new(Arc::clone(&context))))
+            .add_service(LogServiceServer::new(LogApi::new(Arc::clone(&context))))
             .add_service(DeviceServiceServer::new(DeviceApi::new(Arc::clone(&context))))
             .add_service(EnrolmentServiceServer::new(EnrolmentApi::new(Arc::clone(&context))));
         tracing::info!(%address, advertise = config.advertise, "listening");

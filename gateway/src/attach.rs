@@ -10,6 +10,7 @@ use jump_proto::control_v1::attach_response::{Accepted, Outcome, Rejected};
 use jump_proto::control_v1::{AttachRequest, ReleaseRequest};
 use jump_session::frame::{self, AttachResult, DNS_MAX, ROSTER_MAX, ROUTES_MAX};
 use jump_session::reason::Reason;
+use jump_telemetry::Correlation;
 use jump_telemetry::{recovery, trace};
 use jump_transport::clock::boottime_nanos;
 use tokio::sync::Semaphore;
@@ -19,8 +20,8 @@ use tracing::Instrument as _;
 use uuid::Uuid;
 
 use crate::context::Context;
-use crate::control::{explain, moves_on};
-use crate::dataplane::{Activation, Command, Confirmed, Inner, Verdict};
+use crate::control::{about, explain, moves_on};
+use crate::dataplane::{Activation, Carried, Command, Confirmed, Inner, Verdict};
 use crate::metrics;
 
 /// How long one replica may take to decide: its bounded wait for a live owner, with room.
@@ -222,11 +223,12 @@ fn report(confirmed: &Confirmed, verdict: &Verdict, took: Duration) {
 /// over; says whether control has heard it.
 pub async fn release(
     context: &Context,
-    session: SessionId,
-    epoch: Epoch,
+    carried: Carried,
     reason: Reason,
     terminate: bool,
 ) -> bool {
+    let Carried { session, epoch, correlation } = carried;
+    let correlation = Correlation::from_bytes(correlation);
     let request = ReleaseRequest {
         node_id: context.node.to_string(),
         incarnation: context.incarnation.0,
@@ -240,7 +242,7 @@ pub async fn release(
         let answer = context
             .control
             .call(Duration::from_secs(1), |mut client| {
-                let request = request.clone();
+                let request = about(request.clone(), Some(correlation));
                 async move { client.release(request).await }
             })
             .await;
@@ -253,7 +255,7 @@ pub async fn release(
                 }
             }
             Err(status) => {
-                tracing::warn!(%session, epoch = epoch.0, error = %explain(&status), "control refused a release");
+                tracing::warn!(%session, %correlation, epoch = epoch.0, error = %explain(&status), "control refused a release");
                 return false;
             }
         }

@@ -8,17 +8,18 @@ use std::time::{Duration, SystemTime};
 use jump_crypto::ids::{Epoch, Incarnation, NodeNumber, SessionId};
 use jump_crypto::mesh::{MeshEnd, MeshSecret};
 use jump_proto::control_v1::{
-    AckFenceRequest, Binding, MoveOrder, Node, Owner, SessionPhase, WatchBindingsRequest,
+    AckFenceRequest, Binding, Node, Owner, SessionPhase, WatchBindingsRequest,
     WatchBindingsResponse,
 };
 use jump_session::ownership::MOVE_WINDOW;
 use jump_session::reason::Reason;
+use jump_telemetry::Correlation;
 use tokio::sync::oneshot;
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
 use crate::context::{Context, DataPlaneEnded, Roster};
-use crate::control::explain;
+use crate::control::{about, explain};
 use crate::dataplane::{BindingPhase, BindingUpdate, Command, Link, NodeRef, StopCause};
 use crate::drain::{ASK_AGAIN, TARGETS_MAX};
 use crate::metrics;
@@ -76,7 +77,8 @@ pub async fn follow(context: Arc<Context>, mut directory: Directory) {
 
 /// Tells control that a session has stopped here. Tries for as long as somebody may wait for it; the next renewal says
 /// it as well.
-pub async fn acknowledge_fence(context: Arc<Context>, session: SessionId, epoch: Epoch) {
+pub async fn acknowledge_fence(context: Arc<Context>, session: SessionId, epoch: Epoch, correlation: String) {
+    let correlation: Option<Correlation> = correlation.parse().ok();
     let request = AckFenceRequest {
         node_id: context.node.to_string(),
         incarnation: context.incarnation.0,
@@ -87,14 +89,15 @@ pub async fn acknowledge_fence(context: Arc<Context>, session: SessionId, epoch:
         let answer = context
             .control
             .call(Duration::from_secs(1), |mut client| {
-                let request = request.clone();
+                let request = about(request.clone(), correlation);
                 async move { client.ack_fence(request).await }
             })
             .await;
         match answer {
             Ok(_) => return,
             Err(status) => {
-                tracing::warn!(%session, epoch = epoch.0, error = %explain(&status), "cannot acknowledge a fence");
+                let correlation = correlation.map(tracing::field::display);
+                tracing::warn!(%session, correlation, epoch = epoch.0, error = %explain(&status), "cannot acknowledge a fence");
                 if !crate::control::moves_on(&status) {
                     return;
                 }
@@ -185,19 +188,19 @@ impl Directory {
                     continue;
                 };
                 if let BindingPhase::Handover { from: NodeRef::OWN } = update.phase {
-                    fences.push((update.session, update.epoch));
+                    fences.push((update.session, update.epoch, binding.correlation_id.clone()));
                 }
                 if let BindingPhase::Owned(NodeRef::OWN) = update.phase {
-                    self.obey_move(context, &update, binding.r#move.as_ref());
+                    self.obey_move(context, &update, binding);
                 }
                 updates.push(update);
             }
             context.orders.give(Command::Bindings(updates)).await?;
         }
-        for (session, epoch) in fences {
+        for (session, epoch, correlation) in fences {
             metrics::FENCES.counter(&[("source", "stream")]).increment(1);
             context.orders.stop(session, epoch, StopCause::Moved).await?;
-            tokio::spawn(acknowledge_fence(Arc::clone(context), session, epoch));
+            tokio::spawn(acknowledge_fence(Arc::clone(context), session, epoch, correlation));
         }
         if news.snapshot_complete {
             if let Some(seen) = self.snapshot.take() {
@@ -214,11 +217,12 @@ impl Directory {
     }
 
     /// Follows an operator's order to move a session of this run, or forgets one that no longer stands.
-    fn obey_move(&mut self, context: &Arc<Context>, update: &BindingUpdate, order: Option<&MoveOrder>) {
+    fn obey_move(&mut self, context: &Arc<Context>, update: &BindingUpdate, binding: &Binding) {
         if let Some(earlier) = self.moves.remove(&update.session) {
             earlier.abort();
         }
-        let Some(order) = order else { return };
+        let Some(order) = &binding.r#move else { return };
+        let correlation = &binding.correlation_id;
         let Some(stands) = MOVE_WINDOW.checked_sub(age(order.since_time.as_ref())) else { return };
         let others = context.roster.load();
         let targets: Vec<SocketAddr> = match self.peers.get(&order.node_id) {
@@ -227,10 +231,10 @@ impl Directory {
             None => Vec::new(),
         };
         if targets.is_empty() {
-            tracing::warn!(session = %update.session, to = order.node_id, "no gateway to move a session to");
+            tracing::warn!(session = %update.session, correlation, to = order.node_id, "no gateway to move a session to");
             return;
         }
-        tracing::info!(session = %update.session, epoch = update.epoch.0, reason = %Reason::OperatorMove, to = order.node_id, "an operator moves a session");
+        tracing::info!(session = %update.session, correlation, epoch = update.epoch.0, reason = %Reason::OperatorMove, to = order.node_id, "an operator moves a session");
         let asking =
             tokio::spawn(ask_to_move(Arc::clone(context), update.session, update.epoch, targets, stands));
         self.moves.retain(|_, asking| !asking.is_finished());

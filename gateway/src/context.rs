@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::control::Control;
 use crate::dataplane::engine::Shared;
-use crate::dataplane::{Command, StopCause};
+use crate::dataplane::{Carried, Command, StopCause};
 use crate::lease::Guard;
 
 /// The queue of orders to the data plane, with the bell that wakes it.
@@ -87,7 +87,7 @@ impl Orders {
     ///
     /// # Errors
     /// When the data plane has ended.
-    pub async fn list(&self) -> Result<Vec<(SessionId, Epoch)>, DataPlaneEnded> {
+    pub async fn list(&self) -> Result<Vec<Carried>, DataPlaneEnded> {
         let (answer, list) = oneshot::channel();
         self.give(Command::List(answer)).await?;
         list.await.map_err(|_| DataPlaneEnded)

@@ -6,7 +6,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use jump_proto::control_v1::gateway_service_client::GatewayServiceClient;
-use jump_telemetry::trace::TraceInterceptor;
+use jump_telemetry::Correlation;
+use jump_telemetry::trace::{TraceInterceptor, set_correlation};
 use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Channel, ClientTlsConfig, Endpoint};
 use tonic::{Code, Status};
@@ -120,6 +121,15 @@ impl Control {
         let names: Vec<&str> = self.replicas.iter().map(|(endpoint, _)| endpoint.as_str()).collect();
         names.join(", ")
     }
+}
+
+/// A request about one session, with the session's correlation id in its metadata where it is known.
+pub fn about<T>(request: T, correlation: Option<Correlation>) -> tonic::Request<T> {
+    let mut request = tonic::Request::new(request);
+    if let Some(correlation) = correlation {
+        set_correlation(request.metadata_mut(), correlation);
+    }
+    request
 }
 
 /// True when another replica may know better.

@@ -5,13 +5,14 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use jump_session::reason::Reason;
+use jump_telemetry::Correlation;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use crate::attach::release;
 use crate::config::DrainConfig;
 use crate::context::{Context, DataPlaneEnded};
-use crate::dataplane::{Command, StopCause};
+use crate::dataplane::{Carried, Command, StopCause};
 
 /// Time between two looks at how far the drain is.
 const LOOK: Duration = Duration::from_millis(10);
@@ -90,12 +91,14 @@ pub async fn drain(context: &Arc<Context>, config: DrainConfig) -> Result<(), Da
 async fn give_up(context: &Arc<Context>) -> Result<(), DataPlaneEnded> {
     let targets: Vec<_> = context.roster.load().others.iter().take(TARGETS_MAX).copied().collect();
     let mut releases = JoinSet::new();
-    for (session, epoch) in context.orders.list().await? {
+    for carried in context.orders.list().await? {
+        let Carried { session, epoch, .. } = carried;
         context.orders.stop(session, epoch, StopCause::Released(targets.clone())).await?;
-        tracing::warn!(%session, epoch = epoch.0, reason = %Reason::Drained, "session given up");
+        let correlation = Correlation::from_bytes(carried.correlation);
+        tracing::warn!(%session, %correlation, epoch = epoch.0, reason = %Reason::Drained, "session given up");
         let context = Arc::clone(context);
         releases.spawn(async move {
-            let told = release(&context, session, epoch, Reason::Drained, false);
+            let told = release(&context, carried, Reason::Drained, false);
             // A control that does not answer learns it from the deregistration, or from the end of the lease.
             let _ = tokio::time::timeout(Duration::from_secs(2), told).await;
         });

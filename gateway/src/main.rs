@@ -85,6 +85,12 @@ fn start_log(config: &Config, traces: Option<TraceConfig>) -> Result<LogGuard, F
         .map_err(|error| Failure(error.to_string(), EXIT_LASTING))
 }
 
+/// The log levels that the settings name now.
+fn levels(flags: &Flags) -> impl Fn() -> Result<String, String> + Send + 'static {
+    let flags = flags.clone();
+    move || Config::load(&flags).map(|config| config.log.filter).map_err(|errors| errors.to_string())
+}
+
 fn internal(error: std::io::Error) -> Failure {
     Failure(error.to_string(), 1)
 }
@@ -101,7 +107,7 @@ fn run(flags: &Flags) -> Result<(), Failure> {
     // One thread, the main one: the worker is told to die with the thread that started it.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(internal)?;
     let result = runtime.block_on(async {
-        tokio::spawn(jump_telemetry::log::follow_signals(log.handle()));
+        tokio::spawn(jump_telemetry::log::follow_signals(log.handle(), Some(levels(flags))));
         supervise(&config, &WorkerCommand { program, arguments }).await
     });
     result.map_err(|error| match error {
@@ -154,7 +160,7 @@ fn work(flags: &Flags) -> Result<(), Failure> {
                 _ = interrupt.recv() => {}
             }
         };
-        tokio::spawn(jump_telemetry::log::follow_signals(log.handle()));
+        tokio::spawn(jump_telemetry::log::follow_signals(log.handle(), Some(levels(flags))));
         worker::run(config, inheritance, stop).await.map_err(|error| {
             let code = if error.is_lasting() { EXIT_LASTING } else { 1 };
             Failure(chain(&error), code)

@@ -210,6 +210,7 @@ impl Worker {
         let (mut asked, mut silent, mut open) = (false, false, true);
         let (mut more, mut normal) =
             (signal(SignalKind::user_defined1())?, signal(SignalKind::user_defined2())?);
+        let mut again = signal(SignalKind::hangup())?;
         let mut buffer = [0; 256];
         loop {
             let deadline = give_up.map_or(silence_ends, |give_up: Instant| give_up.min(silence_ends));
@@ -231,6 +232,7 @@ impl Worker {
                 // The worker writes the log lines that matter: its levels change with ours.
                 _ = more.recv() => self.signal(Signal::USR1),
                 _ = normal.recv() => self.signal(Signal::USR2),
+                _ = again.recv() => self.signal(Signal::HUP),
                 readable = self.signs.readable(), if open => {
                     readable?;
                     match self.signs.try_read(&mut buffer) {

@@ -34,7 +34,7 @@ use crate::context::{Context, Ending, Orders, Roster};
 use crate::control::{ConnectError, Control};
 use crate::dataplane::doors::Doors;
 use crate::dataplane::engine::{Engine, Shared, Sockets};
-use crate::dataplane::{COMMANDS_MAX, DataPlane, EVENTS_MAX, Event, INITS_MAX, Note, Setup, What};
+use crate::dataplane::{COMMANDS_MAX, Carried, DataPlane, EVENTS_MAX, Event, INITS_MAX, Note, Setup, What};
 use crate::drain;
 use crate::handshake::{RosterSource, answer_inits};
 use crate::heartbeat::Heart;
@@ -392,10 +392,12 @@ fn start_data_plane(engine: Engine) -> io::Result<oneshot::Receiver<io::Result<(
 fn take(context: &Arc<Context>, claims: &Claims, security: &mut Security, event: Event) {
     match event {
         Event::Confirmed(confirmed) => claims.decide(*confirmed),
-        Event::Ended { session, epoch, reason } => {
-            tracing::info!(%session, epoch = epoch.0, %reason, "session ended here");
+        Event::Ended(carried, reason) => {
+            let Carried { session, epoch, correlation } = carried;
+            let correlation = Uuid::from_bytes(correlation);
+            tracing::info!(%session, %correlation, epoch = epoch.0, %reason, "session ended here");
             let context = Arc::clone(context);
-            tokio::spawn(async move { release(&context, session, epoch, reason, true).await });
+            tokio::spawn(async move { release(&context, carried, reason, true).await });
         }
         Event::Note(note) => {
             log(&note);

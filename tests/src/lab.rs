@@ -24,6 +24,7 @@ pub mod history;
 pub mod namespace;
 pub mod network;
 pub mod ownership;
+pub mod paired;
 pub mod probe;
 pub mod process;
 pub mod programs;

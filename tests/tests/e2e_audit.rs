@@ -11,10 +11,10 @@ use jump_tests::lab::cluster::{Cluster, Plan};
 use jump_tests::lab::enrol::enrol;
 use jump_tests::lab::etcd::wait_until;
 use jump_tests::lab::fleet::{self, Fleet, FleetPlan, Group, Traffic};
-use jump_tests::lab::network::{Host, ReturnRoute};
+use jump_tests::lab::network::{Host, ReturnRoute, WAN_LINK};
 use jump_tests::lab::ownership::Ownership;
 use jump_tests::lab::probe::{EchoServer, Probe};
-use jump_tests::lab::process::resident_bytes;
+use jump_tests::lab::process::{Mark, resident_bytes};
 use jump_tests::lab::programs::{GATEWAY_PORT, metric};
 use jump_tests::lab::receivers::{self, Receivers};
 use jump_tests::support;
@@ -24,8 +24,8 @@ use serde_json::Value;
 /// What the test did, as far as a session's record must show it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Deed {
-    Owned { epoch: u64, by: String },
-    Rebound,
+    Owned { epoch: u64, by: String, reason: String },
+    Moved { epoch: u64, binding: u64, from: String, to: String, reason: String },
     Ended { reason: String },
 }
 
@@ -37,23 +37,37 @@ fn the_story_of_a_session_reads_back_exactly_from_the_exported_events_and_no_log
     let echo = EchoServer::start(&cluster.network.inner, 7).unwrap();
     let born = cluster.up(0).unwrap();
     let session = born.session.clone();
-    let mut deeds = vec![owned(&born)];
+    let mut deeds = vec![owned(&born, "BIRTH")];
     let probe = Probe::start(&cluster.network.devices[0], echo.address()).unwrap();
     probe.wait_for_echoes(40, support::SOON).unwrap();
 
+    let owner = cluster.gateway_number(born.owner.as_deref().unwrap()).unwrap();
+    let moves = |n: f64| {
+        wait_until("the new path is validated", support::SOON, || {
+            let host = &cluster.network.gateways[owner];
+            metric(host, "jump_gateway_events_total", "path_moves\"").is_ok_and(|moves| moves == n)
+        })
+        .unwrap();
+    };
+    let moved = |binding, from: &str, to: &str, reason: &str| Deed::Moved {
+        epoch: born.epoch,
+        binding,
+        from: from.to_owned(),
+        to: to.to_owned(),
+        reason: reason.to_owned(),
+    };
     rebind(&cluster.network.devices[0]);
-    deeds.push(Deed::Rebound);
-    wait_until("the new path is validated", support::SOON, || {
-        let moved =
-            |i: usize| metric(&cluster.network.gateways[i], "jump_gateway_events_total", "path_moves\"");
-        (0..2).any(|i| moved(i).is_ok_and(|moves| moves > 0.0))
-    })
-    .unwrap();
+    moves(1.0);
+    deeds.push(moved(1, "udp", "udp", "NAT_REBIND"));
     probe.wait_for_echoes(40, support::SOON).unwrap();
 
-    let owner = cluster.gateway_number(born.owner.as_deref().unwrap()).unwrap();
+    block_udp(&cluster);
+    moves(2.0);
+    deeds.push(moved(2, "udp", "tcp", "TRANSPORT_CHANGED"));
+    probe.wait_for_echoes(40, support::SOON).unwrap();
+
     cluster.signal_worker(owner, Signal::KILL).unwrap();
-    deeds.push(owned(&next_owner(&cluster, &born)));
+    deeds.push(owned(&next_owner(&cluster, &born), "GATEWAY_LOST"));
     cluster.wait_registered(owner, support::SOON).unwrap();
     probe.wait_for_echoes(40, support::SOON).unwrap();
 
@@ -61,7 +75,7 @@ fn the_story_of_a_session_reads_back_exactly_from_the_exported_events_and_no_log
     let node = before.owner.clone().unwrap();
     let control = &cluster.network.controls[0];
     cluster.operator.json(control, &["nodes", "drain", "--yes", &node]).unwrap();
-    deeds.push(owned(&next_owner(&cluster, &before)));
+    deeds.push(owned(&next_owner(&cluster, &before), "GATEWAY_DRAINING"));
     probe.wait_for_echoes(40, support::SOON).unwrap();
 
     let devices = cluster.operator.json(control, &["devices", "list"]).unwrap();
@@ -80,6 +94,7 @@ fn the_story_of_a_session_reads_back_exactly_from_the_exported_events_and_no_log
     assert_eq!(read_back(&timeline), deeds, "{}", timeline.to_text());
     assert_eq!(timeline.missing, [], "{}", timeline.to_text());
     assert_eq!(timeline.unreadable, 0);
+    only_the_transport_moved(&timeline, &lines, &session);
     let recovered = with_action(&timeline, "session_recovered");
     assert_eq!(recovered.len(), 2, "{}", timeline.to_text());
     assert!(recovered.iter().all(|entry| entry.without_service_micros.is_some_and(|micros| micros > 0)));
@@ -110,8 +125,9 @@ fn the_story_of_a_session_reads_back_exactly_from_the_exported_events_and_no_log
     no_log_holds_a_key(cluster.run.path());
 }
 
-fn owned(ownership: &Ownership) -> Deed {
-    Deed::Owned { epoch: ownership.epoch, by: ownership.owner.clone().unwrap_or_default() }
+fn owned(ownership: &Ownership, reason: &str) -> Deed {
+    let by = ownership.owner.clone().unwrap_or_default();
+    Deed::Owned { epoch: ownership.epoch, by, reason: reason.to_owned() }
 }
 
 fn next_owner(cluster: &Cluster, before: &Ownership) -> Ownership {
@@ -135,6 +151,46 @@ fn rebind(device: &Host) {
     assert!(status.success(), "nft: {status}");
 }
 
+/// From now on no UDP passes between the device and the gateways, in silence: a firewall in the way.
+fn block_udp(cluster: &Cluster) {
+    let drop = |host: &Host, direction: &str| {
+        let rules = format!(
+            "table ip lab_block {{\nchain {direction} {{\ntype filter hook {direction} priority 0\n\
+             iifname \"{WAN_LINK}\" meta l4proto udp udp {} drop\n}}\n}}\n",
+            if host.lan.is_unspecified() { "sport 51820-51822" } else { "dport { 51820, 51822 }" },
+        );
+        let status = host.namespace.command(Path::new("nft")).arg(rules).status().unwrap();
+        assert!(status.success(), "nft: {status}");
+    };
+    // Where they arrive: a sender that is told so at once would know that nothing was sent.
+    for host in cluster.network.gateways.iter().chain(&cluster.network.devices) {
+        drop(host, "input");
+    }
+}
+
+/// The gateway's word and the client's on the switch to TCP: the same transports, and the outer address of the client on
+/// both paths is told by the gateway.
+fn only_the_transport_moved(timeline: &Timeline, lines: &[String], session: &str) {
+    let switches: Vec<Value> = lines
+        .iter()
+        .map(|line| serde_json::from_str::<Value>(line).unwrap()["unmapped"].clone())
+        .filter(|ours| {
+            ours["session"] == session
+                && ours["action"] == "session_path_switched"
+                && ours["new_path"]["transport"] == "tcp"
+        })
+        .collect();
+    assert_eq!(switches.len(), 2, "{}", timeline.to_text());
+    for switch in &switches {
+        assert_eq!(switch["old_path"]["transport"], "udp");
+        assert_eq!(switch["reason"], "TRANSPORT_CHANGED");
+        if switch["component"] == "gateway" {
+            let (old, new) = (&switch["old_path"]["client"], &switch["new_path"]["client"]);
+            assert!(old.is_string() && new.is_string() && old != new, "{switch}");
+        }
+    }
+}
+
 /// Every event that any program exported.
 fn exported(run: &Path) -> Vec<String> {
     let files = std::fs::read_dir(run).unwrap().map(|entry| entry.unwrap().path());
@@ -154,10 +210,23 @@ fn with_action<'a>(timeline: &'a Timeline, action: &str) -> Vec<&'a Entry> {
 /// The deeds that a timeline tells of.
 fn read_back(timeline: &Timeline) -> Vec<Deed> {
     let deed = |entry: &Entry| match entry.action.as_str() {
-        "session_born" | "session_owner_changed" => {
-            Some(Deed::Owned { epoch: entry.epoch?, by: entry.node.clone()? })
+        "session_born" | "session_owner_changed" => Some(Deed::Owned {
+            epoch: entry.epoch?,
+            by: entry.node.clone()?,
+            reason: entry.reason.clone()?,
+        }),
+        // The client tells of the switches that it made, the owner of all.
+        "session_path_switched" if entry.component == "gateway" => {
+            let transport = |path: &str| path.split(' ').next().unwrap_or_default().to_owned();
+            let (from, to) = entry.change.as_deref()?.split_once(" → ")?;
+            Some(Deed::Moved {
+                epoch: entry.epoch?,
+                binding: entry.binding?,
+                from: transport(from),
+                to: transport(to),
+                reason: entry.reason.clone()?,
+            })
         }
-        "session_path_switched" => Some(Deed::Rebound),
         "session_terminated" => Some(Deed::Ended { reason: entry.reason.clone()? }),
         _ => None,
     };
@@ -198,6 +267,52 @@ fn no_log_holds_a_key(run: &Path) {
 fn files_below(dir: &Path) -> Vec<PathBuf> {
     let entries = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
     entries.flat_map(|path| if path.is_dir() { files_below(&path) } else { vec![path] }).collect()
+}
+
+#[test]
+fn levels_of_single_targets_change_while_every_program_runs() {
+    const LEVELS: &str = "h2=debug,info";
+    let _one = support::one_at_a_time().unwrap();
+    let mut cluster = Cluster::start(&Plan { gateways: 1, return_route: ReturnRoute::Gateway(0), ..Plan::small("levels") }).unwrap();
+    let telemetry = cluster.state_dir(0).with_extension("telemetry.toml");
+    std::fs::write(&telemetry, "[log]\nlevel = 'info'\n").unwrap();
+    cluster.up(0).unwrap();
+    let host = &cluster.network.controls[0];
+    let levels = |arguments: &[&str]| cluster.operator.json(host, &[&["log-levels"], arguments].concat());
+    let control = &cluster.controls[0];
+    let is_debug = |line: &str| line.contains(r#""level":"debug""#);
+    let of_h2 = |line: &str| is_debug(line) && line.contains(r#""target":"h2"#);
+
+    // Over gRPC: renewals come every second, so frames do.
+    assert_eq!(levels(&["get"]).unwrap()[0]["levels"], "info");
+    assert_eq!(levels(&["set", LEVELS]).unwrap()[0]["levels"], LEVELS);
+    control.wait_for("lines of h2", Mark::default(), support::SOON, of_h2).unwrap();
+    assert!(levels(&["set", "h2=loud"]).unwrap_err().to_string().contains("h2=loud"));
+    assert_eq!(levels(&["get"]).unwrap()[0]["levels"], LEVELS);
+    assert_eq!(levels(&["reset"]).unwrap()[0]["levels"], "info");
+
+    // From the settings, read again.
+    cluster.set_log_levels(LEVELS).unwrap();
+    std::fs::write(&telemetry, format!("[log]\nlevel = '{LEVELS}'\n")).unwrap();
+    let device = cluster.devices[0].as_ref().unwrap();
+    device.signal(Signal::HUP).unwrap();
+    for process in [control, &cluster.gateways[0]] {
+        process.wait_for("lines of h2", Mark::default(), support::SOON, of_h2).unwrap();
+    }
+    for process in [control, &cluster.gateways[0], device] {
+        let changed = |line: &str| line.contains("changed by a signal") && line.contains(LEVELS);
+        process.wait_for("the new levels", Mark::default(), support::SOON, changed).unwrap();
+        let lines = process.lines_since(Mark::default());
+        let unwanted: Vec<_> = lines.iter().filter(|line| is_debug(line) && !of_h2(line)).collect();
+        assert!(unwanted.is_empty(), "{unwanted:?}");
+    }
+    std::fs::write(&telemetry, "[log]\nlevel = 'h2=loud'\n").unwrap();
+    device.signal(Signal::HUP).unwrap();
+    let refused = |line: &str| line.contains("log levels stay as they are") && line.contains("h2=loud");
+    device.wait_for("what is wrong", Mark::default(), support::SOON, refused).unwrap();
+    assert!(cluster.session_of(0).is_ok(), "the client has ended");
+    let told = exported(cluster.run.path()).into_iter().any(|line| line.contains("LogService/SetLogLevels"));
+    assert!(told, "no event tells who changed the levels");
 }
 
 /// Devices of the tests with broken receivers.

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command as Process, ExitCode, Stdio};
 
 use clap::{Parser, Subcommand};
-use jump_client::daemon::{self, Request, UpOptions};
+use jump_client::daemon::{self, LogLevels, Request, UpOptions};
 use jump_client::enrol;
 use jump_client::failure::{Exit, Failure, exit_with};
 use jump_client::output::{self, Output};
@@ -15,7 +15,6 @@ use jump_client::state_dir::{self, StateDir};
 use jump_session::path::Transport;
 use jump_telemetry::log::{Format, LogConfig, LogGuard};
 use jump_telemetry::settings::{Observability, Overrides};
-use jump_telemetry::trace::TraceConfig;
 
 const EXIT_CODES: &str = "\
 Exit codes:
@@ -45,9 +44,9 @@ struct Arguments {
     #[arg(long, global = true, env = "JUMP_LOG_FORMAT", default_value = "human")]
     log_format: Format,
 
-    /// Which log lines are written, for example info or jump_client=debug
-    #[arg(long, global = true, env = "JUMP_LOG", default_value = "info")]
-    log: String,
+    /// Which log lines are written, for example info or info,jump_client=debug [default: info]
+    #[arg(long, global = true, env = "JUMP_LOG")]
+    log: Option<String>,
 
     #[command(subcommand)]
     command: Command,
@@ -82,7 +81,9 @@ enum Command {
         #[arg(long, value_name = "FILE")]
         events: Vec<PathBuf>,
 
-        /// Where audit events and traces go: a TOML file with the tables [audit] and [trace]
+        /// Where audit events and traces go, and log levels: a TOML file with the tables [audit], [trace] and [log]
+        ///
+        /// SIGHUP reads the levels again, unless --log says them.
         #[arg(long, value_name = "FILE", env = "JUMP_TELEMETRY")]
         telemetry: Option<PathBuf>,
 
@@ -174,7 +175,8 @@ fn run(arguments: Arguments) -> Result<(), Failure> {
                 let _ = rustix::process::setsid();
             }
             let observability = read_telemetry(telemetry.as_deref(), audit_file.as_deref())?;
-            let log = start_log(&arguments, observability.trace)?;
+            let levels = LogLevels { flag: arguments.log.clone(), file: telemetry.clone() };
+            let log = start_log(&arguments, &levels, &observability)?;
             let name = state.profile()?.device_name;
             let _audit = jump_telemetry::audit::init(daemon::audit::instance(&name), &observability.audit)
                 .map_err(|error| Failure::because(Exit::Usage, "cannot start auditing", &error))?;
@@ -193,6 +195,7 @@ fn run(arguments: Arguments) -> Result<(), Failure> {
                 transports,
                 metrics_listen: *metrics_listen,
                 log: log.handle(),
+                levels,
             };
             daemon::up(&options)
         }
@@ -308,14 +311,18 @@ fn read_telemetry(file: Option<&Path>, audit_file: Option<&Path>) -> Result<Obse
     Observability::parse(&text, overrides).map_err(|problems| Failure::new(Exit::Usage, problems.join("\n")))
 }
 
-fn start_log(arguments: &Arguments, traces: Option<TraceConfig>) -> Result<LogGuard, Failure> {
+fn start_log(
+    arguments: &Arguments,
+    levels: &LogLevels,
+    observability: &Observability,
+) -> Result<LogGuard, Failure> {
     let config = LogConfig {
         format: arguments.log_format,
-        filter: arguments.log.clone(),
+        filter: levels.choose(observability),
         component: "client".to_owned(),
         node: String::new(),
     };
-    jump_telemetry::log::init_with_traces(config, traces)
+    jump_telemetry::log::init_with_traces(config, observability.trace.clone())
         .map_err(|error| Failure::because(Exit::Usage, "cannot start logging", &error))
 }
 

@@ -4,8 +4,11 @@ use std::time::{Duration, SystemTime};
 
 use jump_session::client::{Attached, Event as News, Status};
 use jump_session::ids::{Binding, DeviceKey};
+use jump_session::path::Transport;
 use jump_session::reason::Reason;
-use jump_telemetry::audit::{Actor, Event, Identity, RecoveryDurations, SecurityAction, SessionAction, emit};
+use jump_telemetry::audit::{
+    Actor, Event, Identity, Path, RecoveryDurations, SecurityAction, SessionAction, emit,
+};
 use jump_telemetry::recovery;
 
 /// Who emits: this device.
@@ -48,12 +51,17 @@ impl Teller {
                 });
             }
             News::PathChanged { from, to, reason, .. } => {
+                let path = |transport: &Transport| Some(Path { transport: transport.name(), client: None });
                 self.session(SessionAction::PathSwitched, status, |event| {
-                    event.reason(*reason).binding(Binding(status.binding)).detail(format!("{from} to {to}"))
+                    event.reason(*reason).binding(Binding(status.binding)).paths(path(from), path(to))
                 });
             }
             News::Bound { .. } => {}
             News::Attempted { gateway, attach_seq, reason, .. } => {
+                if status.session.is_none() {
+                    // A new session: its id is not the last one's.
+                    self.correlation = None;
+                }
                 self.session(SessionAction::ReattachStarted, status, |event| {
                     event.reason(*reason).detail(format!("attempt {} at {gateway}", attach_seq.0))
                 });

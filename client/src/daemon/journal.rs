@@ -19,7 +19,6 @@ use time::format_description::well_known::Rfc3339;
 use tokio::sync::mpsc::Sender;
 
 use crate::failure::{Exit, Failure};
-use crate::hex;
 
 /// Lines that may wait for a slow file or pipe.
 const LINES_MAX: usize = 1024;
@@ -190,7 +189,6 @@ fn attached_fields(attached: &Attached) -> Value {
         "handshake_ms": milliseconds(timings.handshake),
         "commit_ms": milliseconds(timings.commit),
         "total_ms": milliseconds(timings.detect + timings.handshake + timings.commit),
-        "correlation_id": hex::encode(&attached.accepted.correlation),
     })
 }
 

@@ -19,6 +19,9 @@ pub struct Report {
     pub device_name: String,
     /// The session; `null` before birth.
     pub session_id: Option<String>,
+    /// Its correlation id in logs and audit events; `null` before this process was first attached.
+    #[serde(default)]
+    pub correlation_id: Option<String>,
     /// The session's epoch.
     pub epoch: u64,
     /// Path switches inside the epoch, as the owner last told.
@@ -140,6 +143,7 @@ pub(super) struct Surroundings<'a> {
     pub(super) mtu: u16,
     pub(super) attached_at: Option<Duration>,
     pub(super) traffic: Traffic,
+    pub(super) correlation: Option<String>,
 }
 
 impl Report {
@@ -152,6 +156,7 @@ impl Report {
             reason: status.reason.code().to_owned(),
             device_name: around.device_name.to_owned(),
             session_id: status.session.map(|session| session.to_string()),
+            correlation_id: around.correlation,
             epoch: status.epoch.0,
             binding: status.binding,
             node_id: status.owner.as_ref().map(|(node, _)| node.to_string()),
@@ -226,6 +231,7 @@ impl Report {
             ("state", format!("{} ({})", self.state, self.reason)),
             ("device", self.device_name.clone()),
             ("session", self.session_id.clone().unwrap_or_else(|| "-".to_owned())),
+            ("correlation", self.correlation_id.clone().unwrap_or_else(|| "-".to_owned())),
             ("epoch", self.epoch.to_string()),
             (
                 "gateway",

@@ -299,7 +299,10 @@ impl Tunnel {
             while let Some(event) = client.poll_event() {
                 let status = client.status();
                 self.teller.tell(&event, &status);
-                if let Some((name, fields)) = line_of(&event, &status) {
+                if let Some((name, mut fields)) = line_of(&event, &status) {
+                    if let Some(correlation) = self.teller.correlation() {
+                        fields["correlation_id"] = correlation.into();
+                    }
                     self.journal.note(self.at(), name, fields);
                 }
                 self.handle_event(client, event, &mut ended);
@@ -352,7 +355,8 @@ impl Tunnel {
                 self.configure(client, &attached.accepted);
             }
             Event::PathChanged { from, to, reason, .. } => {
-                info!(reason = reason.code(), %from, %to, "the session goes on over another path");
+                let correlation = self.teller.correlation();
+                info!(correlation, reason = reason.code(), %from, %to, "the session goes on over another path");
             }
             Event::Rejected { gateway, reason, .. } => {
                 let correlation = self.teller.correlation();
@@ -456,6 +460,7 @@ impl Tunnel {
             mtu: self.configured.mtu,
             attached_at: self.attached_at,
             traffic: self.traffic,
+            correlation: self.teller.correlation(),
         };
         Report::new(client.status(), around)
     }

@@ -12,7 +12,8 @@ use jump_proto::convert::{AttachAsk, Fields, duration, timestamp};
 use jump_session::ids::{Epoch, Revision, SessionId};
 use jump_session::ownership::{Change, Owner, Phase};
 use tonic::{Request, Response, Status};
-use tracing::Instrument as _;
+use tracing::field::display;
+use tracing::{Instrument as _, Span};
 
 use super::feed::{self, Feed, ITEMS_PER_MESSAGE, Messages};
 use super::{Context, ServiceError, caller, node_message};
@@ -214,6 +215,7 @@ impl GatewayService for GatewayApi {
                     session_id: session.record.id.to_string(),
                     epoch: session.record.epoch.0,
                     to: Some((&to.owner).into()),
+                    correlation_id: correlation(&session),
                 }),
                 Phase::Released { .. } | Phase::Owned { .. } | Phase::Terminated { .. } => None,
             })
@@ -304,6 +306,7 @@ impl GatewayService for GatewayApi {
         let mut response = Response::new(wire::AttachResponse { outcome: Some(outcome) });
         if let Some(id) = correlation_id {
             jump_telemetry::trace::set_correlation(response.metadata_mut(), id.into());
+            Span::current().record("correlation", display(uuid::Uuid::from_bytes(id)));
         }
         Ok(response)
     }

@@ -76,6 +76,8 @@ const MATRIX: &[(&str, [bool; 5])] = &[
     ("jump.control.v1.KeyService/ListKeys", READER),
     ("jump.control.v1.KeyService/RotateKey", OPERATOR),
     ("jump.control.v1.KeyService/RetireKey", OPERATOR),
+    ("jump.control.v1.LogService/GetLogLevels", READER),
+    ("jump.control.v1.LogService/SetLogLevels", OPERATOR),
     // The calls of a device: its token says what it may, or its proof of both keys.
     ("jump.client.v1.EnrolmentService/Enrol", ANYBODY),
     ("jump.client.v1.EnrolmentService/RotateKey", ANYBODY),

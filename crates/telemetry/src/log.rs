@@ -9,7 +9,7 @@ mod line;
 mod writer;
 
 use std::str::FromStr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use opentelemetry::trace::TracerProvider;
@@ -115,14 +115,26 @@ pub const METRICS: &[MetricDef] = &[LINES_QUEUED, LINES_DROPPED];
 
 type FilterHandle = reload::Handle<EnvFilter, Registry>;
 
+/// The handle of this process, once [`init`] has run.
+static HANDLE: OnceLock<LogHandle> = OnceLock::new();
+
+/// Returns the handle that changes this process's levels; `None` before [`init`].
+pub fn handle() -> Option<LogHandle> {
+    HANDLE.get().cloned()
+}
+
 /// Changes levels while the program runs. Cheap to clone.
 #[derive(Clone)]
 pub struct LogHandle {
     filter: FilterHandle,
-    initial: Arc<str>,
+    configured: Arc<Mutex<String>>,
 }
 
 impl LogHandle {
+    fn new(filter: FilterHandle, configured: &str) -> Self {
+        Self { filter, configured: Arc::new(Mutex::new(configured.to_owned())) }
+    }
+
     /// Replaces the filter, for example by `info,jump_gateway::mesh=trace`.
     ///
     /// # Errors
@@ -138,9 +150,24 @@ impl LogHandle {
         self.filter.with_current(ToString::to_string).unwrap_or_default()
     }
 
-    /// Goes back to the filter that the program started with.
+    /// Takes over a filter that was configured anew: it is in force, and the one to go back to.
+    ///
+    /// # Errors
+    /// As [`Self::set_filter`].
+    pub fn configure(&self, filter: &str) -> Result<(), LogError> {
+        self.set_filter(filter)?;
+        filter.clone_into(&mut self.configured());
+        Ok(())
+    }
+
+    /// Goes back to the configured filter.
     pub fn reset_filter(&self) {
-        let _ = self.set_filter(&self.initial);
+        let configured = self.configured().clone();
+        let _ = self.set_filter(&configured);
+    }
+
+    fn configured(&self) -> MutexGuard<'_, String> {
+        self.configured.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -200,7 +227,6 @@ pub fn init_with_traces(config: LogConfig, traces: Option<TraceConfig>) -> Resul
     let filter = parse_filter(&config.filter)?;
     let writer = QueueWriter::start(std::io::stderr()).map_err(LogError::Writer)?;
     let (filter, filter_handle) = reload::Layer::new(filter);
-    let initial = Arc::from(config.filter.as_str());
     let mut lines = LineLayer::new(&config, writer.clone());
     let (spans, traces) = match traces {
         None => (None, None),
@@ -219,34 +245,57 @@ pub fn init_with_traces(config: LogConfig, traces: Option<TraceConfig>) -> Resul
         .with(spans)
         .try_init()
         .map_err(|_| LogError::AlreadyInitialised)?;
+    let handle = HANDLE.get_or_init(|| LogHandle::new(filter_handle, &config.filter)).clone();
     let counted = writer.clone();
     metrics::before_scrape(move || {
         let stats = counted.stats();
         LINES_QUEUED.counter(&[]).absolute(stats.queued);
         LINES_DROPPED.counter(&[]).absolute(stats.dropped);
     });
-    Ok(LogGuard { handle: LogHandle { filter: filter_handle, initial }, traces, writer })
+    Ok(LogGuard { handle, traces, writer })
 }
 
-/// Changes levels by signals, for where no API is at hand: `SIGUSR1` shows debug lines too, `SIGUSR2` goes back to the
-/// levels of the start. Runs until it is dropped.
+/// Changes levels by signals. `SIGUSR1` shows debug lines too, `SIGUSR2` goes back to the configured levels. With
+/// `reread`, which reads the levels from the program's settings once more, `SIGHUP` takes those over; a file that is wrong
+/// changes nothing and is logged. Runs until it is dropped.
 ///
 /// # Errors
 /// The operating system's, when a signal handler cannot be installed.
 ///
 /// # Cancel safety
 /// Cancel safe; a signal that was not yet acted on may be lost.
-pub async fn follow_signals(handle: LogHandle) -> std::io::Result<()> {
+pub async fn follow_signals<R>(handle: LogHandle, reread: Option<R>) -> std::io::Result<()>
+where
+    R: Fn() -> Result<String, String>,
+{
     use tokio::signal::unix::{SignalKind, signal};
     let mut more = signal(SignalKind::user_defined1())?;
     let mut normal = signal(SignalKind::user_defined2())?;
+    // Without settings to read again the signal keeps its usual meaning: the end.
+    let mut again = reread.as_ref().map(|_| signal(SignalKind::hangup())).transpose()?;
     loop {
+        let again = async {
+            match &mut again {
+                Some(again) => again.recv().await,
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
             _ = more.recv() => {
                 // Directives for single targets stay in force.
-                let _ = handle.set_filter(&format!("{},debug", handle.initial));
+                let debug = format!("{},debug", handle.configured());
+                let _ = handle.set_filter(&debug);
             }
             _ = normal.recv() => handle.reset_filter(),
+            _ = again => {
+                let Some(reread) = &reread else { continue };
+                let configured = reread()
+                    .and_then(|filter| handle.configure(&filter).map_err(|error| error.to_string()));
+                if let Err(problem) = configured {
+                    tracing::error!(problem, "log levels stay as they are: the settings cannot be read again");
+                    continue;
+                }
+            }
         }
         tracing::info!(filter = handle.filter(), "log levels changed by a signal");
     }
@@ -284,7 +333,7 @@ mod tests {
         let config = LogConfig::default();
         let subscriber =
             tracing_subscriber::registry().with(LineLayer::new(&config, writer.clone()).with_filter(filter));
-        let handle = LogHandle { filter: filter_handle, initial: "info".into() };
+        let handle = LogHandle::new(filter_handle, "info");
         tracing::subscriber::with_default(subscriber, || {
             let say = || tracing::debug!("deep");
             say();
@@ -298,5 +347,36 @@ mod tests {
         });
         assert!(writer.flush(Duration::from_secs(5)));
         assert_eq!(lines.lock().expect("no panic").len(), 1);
+    }
+
+    #[test]
+    fn levels_are_set_per_target_and_levels_configured_anew_are_the_ones_to_go_back_to() {
+        let (sink, lines) = writer::memory();
+        let writer = QueueWriter::start(sink).expect("a thread starts");
+        let (filter, filter_handle) = reload::Layer::new(parse_filter("info").expect("valid"));
+        let config = LogConfig::default();
+        let subscriber =
+            tracing_subscriber::registry().with(LineLayer::new(&config, writer.clone()).with_filter(filter));
+        let handle = LogHandle::new(filter_handle, "info");
+        tracing::subscriber::with_default(subscriber, || {
+            let say = || {
+                tracing::debug!(target: "jump_gateway::mesh", "wanted");
+                tracing::debug!(target: "jump_gateway::lease", "unwanted");
+            };
+            say();
+            handle.configure("info,jump_gateway::mesh=debug").expect("valid");
+            say();
+            handle.set_filter("error").expect("valid");
+            say();
+            handle.reset_filter();
+            say();
+            assert!(handle.configure("jump=loud").is_err());
+            handle.reset_filter();
+            assert_eq!(handle.filter(), "jump_gateway::mesh=debug,info");
+        });
+        assert!(writer.flush(Duration::from_secs(5)));
+        let lines = lines.lock().expect("no panic");
+        assert_eq!(lines.len(), 2);
+        assert!(lines.iter().all(|line| line.contains("\"wanted\"")));
     }
 }

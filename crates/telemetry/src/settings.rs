@@ -1,11 +1,14 @@
-//! The tables `[audit]` and `[trace]` of a configuration file: the same in every program.
+//! The tables `[audit]` and `[trace]` of a configuration file: the same in every program. Files that hold nothing else
+//! may have a `[log]` table too.
 
 use std::path::Path;
 
+use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use toml::{Table, Value};
 
 use crate::audit::AuditConfig;
+use crate::log::check_filter;
 use crate::trace::TraceConfig;
 
 /// Where audit events and spans go.
@@ -15,6 +18,15 @@ pub struct Observability {
     pub audit: AuditConfig,
     /// Spans, if anywhere.
     pub trace: Option<TraceConfig>,
+    /// Log levels, where a file of its own says them ([`Self::parse`]).
+    pub log_level: Option<String>,
+}
+
+/// `[log]` of a file that has nothing but these tables.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct LogTable {
+    level: String,
 }
 
 /// Settings from flags or the environment, stronger than the tables.
@@ -53,7 +65,7 @@ impl Observability {
         }
         problems.extend(audit.problems());
         problems.extend(trace.iter().flat_map(TraceConfig::problems));
-        (Self { audit, trace }, problems)
+        (Self { audit, trace, log_level: None }, problems)
     }
 
     /// Reads a file that has these tables and nothing else.
@@ -62,8 +74,11 @@ impl Observability {
     /// Everything that is wrong with it.
     pub fn parse(text: &str, overrides: Overrides<'_>) -> Result<Self, Vec<String>> {
         let mut file: Table = text.parse().map_err(|error: toml::de::Error| vec![error.to_string()])?;
-        let (settings, mut problems) = Self::take(&mut file, overrides);
-        problems.extend(file.keys().map(|name| format!("unknown table {name}: there are audit and trace")));
+        let (mut settings, mut problems) = Self::take(&mut file, overrides);
+        settings.log_level = table(&mut file, "log", &mut problems).map(|log: LogTable| log.level);
+        let levels = settings.log_level.iter().filter_map(|level| check_filter(level).err());
+        problems.extend(levels.map(|error| format!("log.level: {error}")));
+        problems.extend(file.keys().map(|name| format!("unknown table {name}: there are audit, log and trace")));
         if problems.is_empty() { Ok(settings) } else { Err(problems) }
     }
 }
@@ -84,12 +99,13 @@ mod tests {
     use super::*;
 
     const GOOD: &str = "[audit]\nfile = 'a.json'\n[[audit.sinks]]\nkind = 'otlp'\nname = 'c'\nendpoint = 'http://c'\n\
-                        [trace]\nendpoint = 'http://c:4317'\nratio = 0.5\n";
+                        [trace]\nendpoint = 'http://c:4317'\nratio = 0.5\n[log]\nlevel = 'info,a=debug'\n";
 
     #[test]
     fn both_tables_are_read_and_flags_outweigh_them() {
         let settings = Observability::parse(GOOD, Overrides::default()).expect("valid");
         assert_eq!(settings.audit.all_sinks().len(), 2);
+        assert_eq!(settings.log_level.as_deref(), Some("info,a=debug"));
         assert_eq!(settings.trace.as_ref().map(|trace| trace.ratio), Some(0.5));
         let overrides = Overrides {
             audit_file: Some(Path::new("b.json")),
@@ -107,9 +123,9 @@ mod tests {
     #[test]
     fn everything_wrong_is_said_at_once() {
         let text = "[audit]\nqueue_events_max = 0\n[[audit.sinks]]\nkind = 'file'\nname = 'Disk!'\npath = 'x'\n\
-                    [trace]\nendpoint = 'nowhere'\nratio = 2.0\nfilter = 'a=loud'\n[adit]\n";
+                    [trace]\nendpoint = 'nowhere'\nratio = 2.0\nfilter = 'a=loud'\n[adit]\n[log]\nlevel = 'b=loud'\n";
         let problems = Observability::parse(text, Overrides::default()).expect_err("all of it is wrong");
-        for part in ["queue_events_max", "Disk!", "nowhere", "ratio 2", "a=loud", "adit"] {
+        for part in ["queue_events_max", "Disk!", "nowhere", "ratio 2", "a=loud", "adit", "b=loud"] {
             assert!(problems.iter().any(|problem| problem.contains(part)), "{part:?} is not in {problems:?}");
         }
         let typo =

@@ -243,7 +243,11 @@ impl Entry {
         let ours = &event["unmapped"];
         let path = |name: &str| {
             let path = &ours[name];
-            Some(format!("{} {}", path["transport"].as_str()?, path["client"].as_str()?))
+            let transport = path["transport"].as_str()?;
+            Some(match path["client"].as_str() {
+                Some(client) => format!("{transport} {client}"),
+                None => transport.to_owned(),
+            })
         };
         let change = |old: Option<String>, new: Option<String>| {
             (old.is_some() || new.is_some()).then(|| {

@@ -7,7 +7,7 @@ use jump_session::reason::Reason;
 
 use super::route::{NodeRef, Target};
 use super::session::Entry;
-use super::{BindingPhase, BindingUpdate, DataPlane, StopCause, Tick, Wire};
+use super::{BindingPhase, BindingUpdate, Carried, DataPlane, StopCause, Tick, Wire};
 
 impl DataPlane {
     /// One binding, in the stream's order.
@@ -84,7 +84,7 @@ impl DataPlane {
     /// Stops the sessions that neither the last snapshot nor the news since then mention: a snapshot leaves out what has
     /// ended, and their end may have come while no stream was open.
     pub(super) fn stop_unmentioned<W: Wire>(&mut self, tick: Tick, wire: &mut W) {
-        for (id, epoch) in self.list() {
+        for Carried { session: id, epoch, .. } in self.list() {
             let mentioned = self.carried(id).is_some_and(|local| match self.entries.get(local) {
                 Some(Entry::Session(session)) => {
                     session.inner.iter().any(|address| self.routes.is_current(address))

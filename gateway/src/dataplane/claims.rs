@@ -13,7 +13,7 @@ use super::session::{Entry, Handshake, Outcome, Retired, Retirement, Session, St
 use super::slab::Rest;
 use super::timers::Armed;
 use super::{
-    Activation, CLAIM_WAIT, Count, DataPlane, Event, GIVEN_UP_MEMORY, Note, OUTCOME_WAIT, Place,
+    Activation, CLAIM_WAIT, Carried, Count, DataPlane, Event, GIVEN_UP_MEMORY, Note, OUTCOME_WAIT, Place,
     RETIRED_WAIT, ReceiverIndex, StopCause, Tick, Verdict, What, Wire, encode, seal_to_client, send_frame,
     send_key_set,
 };
@@ -257,7 +257,8 @@ impl DataPlane {
         }
         let epoch = session.machine.epoch();
         self.remember_given_up(session.id, epoch, true, now);
-        self.emit(Event::Ended { session: session.id, epoch, reason });
+        let carried = Carried { session: session.id, epoch, correlation: session.correlation };
+        self.emit(Event::Ended(carried, reason));
     }
 
     /// Asks every client to move to one of `targets`; sessions that come later are asked as well.
@@ -306,12 +307,15 @@ impl DataPlane {
         }
     }
 
-    /// The sessions carried here, with their epochs.
-    pub(super) fn list(&self) -> Vec<(SessionId, Epoch)> {
+    /// The sessions carried here.
+    pub(super) fn list(&self) -> Vec<Carried> {
         self.by_session
             .iter()
             .filter_map(|(id, local)| match self.entries.get(*local) {
-                Some(Entry::Session(session)) => Some((*id, session.machine.epoch())),
+                Some(Entry::Session(session)) => {
+                    let (epoch, correlation) = (session.machine.epoch(), session.correlation);
+                    Some(Carried { session: *id, epoch, correlation })
+                }
                 Some(Entry::Reserved | Entry::Handshake(_) | Entry::Retired(_)) | None => None,
             })
             .collect()

@@ -90,7 +90,7 @@ pub enum Command {
     /// The drain is over: clients are no longer asked to move.
     Undrain,
     /// Which sessions are active here.
-    List(oneshot::Sender<Vec<(SessionId, Epoch)>>),
+    List(oneshot::Sender<Vec<Carried>>),
     /// End the thread.
     Shutdown,
 }
@@ -183,20 +183,24 @@ pub enum BindingPhase {
     Terminated(Reason),
 }
 
+/// A session that this gateway carries, or carried.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Carried {
+    /// The session.
+    pub session: SessionId,
+    /// The epoch that this gateway owns.
+    pub epoch: Epoch,
+    /// Its correlation id.
+    pub correlation: [u8; 16],
+}
+
 /// News from the data plane.
 #[derive(Debug)]
 pub enum Event {
     /// A client confirmed its handshake: ask control.
     Confirmed(Box<Confirmed>),
     /// A session ended by its owner's or client's decision: have control end it.
-    Ended {
-        /// The session.
-        session: SessionId,
-        /// The epoch that this gateway owned.
-        epoch: Epoch,
-        /// Why.
-        reason: Reason,
-    },
+    Ended(Carried, Reason),
     /// Something to log. May be lost.
     Note(Note),
     /// Somebody whose datagrams were refused; one of each kind and second. May be lost.

@@ -247,7 +247,7 @@ impl Node {
     pub(super) fn ended(&mut self) -> Vec<(SessionId, Epoch, jump_session::reason::Reason)> {
         let mut ended = vec![];
         while let Ok(event) = self.events.try_recv() {
-            if let Event::Ended { session, epoch, reason } = event {
+            if let Event::Ended(Carried { session, epoch, .. }, reason) = event {
                 ended.push((session, epoch, reason));
             }
         }

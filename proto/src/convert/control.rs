@@ -190,6 +190,7 @@ impl From<&SessionRecord> for wire::Binding {
             inner_addresses: inner(record),
             reason: record.reason.code().to_owned(),
             r#move: record.moving.as_ref().map(Into::into),
+            correlation_id: correlation(record),
         }
     }
 }

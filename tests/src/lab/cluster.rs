@@ -346,6 +346,26 @@ impl Cluster {
         self.gateways[i].only_child()
     }
 
+    /// Writes other log levels into the settings of every control replica and gateway and has them read again.
+    ///
+    /// # Errors
+    /// When a file cannot be written or a program has ended.
+    pub fn set_log_levels(&self, levels: &str) -> Result<()> {
+        for process in self.controls.iter().chain(&self.gateways) {
+            let path = self.run.path().join(format!("{}.toml", process.name()));
+            let settings = std::fs::read_to_string(&path)?;
+            let mut settings: toml::Table = settings.parse()?;
+            settings.insert("log".to_owned(), toml::Table::from_iter([("level".to_owned(), levels.into())]).into());
+            std::fs::write(&path, settings.to_string())?;
+            let mark = process.mark();
+            process.signal(Signal::HUP)?;
+            process.wait_for("that its log levels have changed", mark, READY_MAX, |line| {
+                line.contains("log levels changed by a signal")
+            })?;
+        }
+        Ok(())
+    }
+
     /// Sends a signal to the worker of gateway `i`, not to its supervisor.
     ///
     /// # Errors

@@ -221,6 +221,20 @@ pub fn resident_bytes(pid: Pid) -> Result<u64> {
     Ok(kib * 1024)
 }
 
+/// CPU time that a process's living threads have used so far, in user and kernel, to the nanosecond.
+///
+/// # Errors
+/// When the process is gone, or the kernel keeps no such statistics.
+pub fn cpu_time(pid: Pid) -> Result<Duration> {
+    let mut nanos = 0;
+    for task in std::fs::read_dir(format!("/proc/{pid}/task")).context("reading the process's threads")? {
+        // A thread that has just ended is none of them any more.
+        let Ok(text) = std::fs::read_to_string(task?.path().join("schedstat")) else { continue };
+        nanos += text.split(' ').next().context("an empty schedstat")?.parse::<u64>()?;
+    }
+    Ok(Duration::from_nanos(nanos))
+}
+
 /// Waits until a pidfd says that its process has ended.
 fn wait_readable(handle: &OwnedFd, timeout: Duration) -> Result<()> {
     use rustix::event::{PollFd, PollFlags, Timespec, poll};

@@ -17,7 +17,7 @@ pub const CONTROL_PORT: u16 = 7443;
 pub const GATEWAY_PORT: u16 = 51820;
 /// The port of a gateway's mesh socket.
 pub const MESH_PORT: u16 = 51821;
-/// The port of a gateway's metrics, on its loopback.
+/// The port of control's and a gateway's metrics, on their loopback.
 pub const METRICS_PORT: u16 = 9090;
 
 /// Finds a program of the workspace beside the running one (`target/PROFILE`, also from `target/PROFILE/deps`).
@@ -139,6 +139,7 @@ pub fn control(
     let address = host.wan_socket(CONTROL_PORT);
     let mut config = String::new();
     writeln!(config, "listen = \"{address}\"\npools = [\"{POOL}\"]\nroutes = [\"{LAN_NETWORK}\"]")?;
+    writeln!(config, "metrics_listen = \"127.0.0.1:{METRICS_PORT}\"")?;
     writeln!(
         config,
         "[tls]\nca = {:?}\ncertificate = {:?}\nkey = {:?}",
@@ -281,7 +282,7 @@ impl Operator {
     }
 }
 
-/// Reads a gateway's counter or gauge from its metrics endpoint: the sum over all series of that name whose labels
+/// Reads a counter or gauge from the metrics endpoint of control or a gateway: the sum over all series of that name whose labels
 /// contain `label`; 0 when there is none yet.
 ///
 /// # Errors

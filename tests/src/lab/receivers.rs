@@ -7,7 +7,8 @@ use anyhow::{Context as _, Result};
 
 use super::network::Host;
 
-/// Sinks (TOML) to a receiver that never reads, one that refuses, and one that dies in the middle of each batch.
+/// Sinks (TOML) of every kind that leaves the machine to a receiver that never reads, one that refuses, and one that dies
+/// in the middle of each batch.
 pub const BROKEN: &str = r#"
 [audit]
 queue_events_max = 4096
@@ -19,8 +20,29 @@ address = "127.0.0.1:6601"
 queue = { events_max = 16 }
 [[audit.sinks]]
 kind = "otlp"
+name = "stalled-otlp"
+endpoint = "http://127.0.0.1:6601"
+queue = { events_max = 16 }
+[[audit.sinks]]
+kind = "http"
+name = "stalled-http"
+url = "http://127.0.0.1:6601/ingest"
+queue = { events_max = 16 }
+[[audit.sinks]]
+kind = "syslog"
+name = "refused-syslog"
+transport = "tcp"
+address = "127.0.0.1:6602"
+queue = { events_max = 16 }
+[[audit.sinks]]
+kind = "otlp"
 name = "refused"
 endpoint = "http://127.0.0.1:6602"
+queue = { events_max = 16 }
+[[audit.sinks]]
+kind = "http"
+name = "refused-http"
+url = "http://127.0.0.1:6602/ingest"
 queue = { events_max = 16 }
 [[audit.sinks]]
 kind = "syslog"
@@ -28,7 +50,30 @@ name = "killed"
 transport = "tcp"
 address = "127.0.0.1:6603"
 queue = { events_max = 16 }
+[[audit.sinks]]
+kind = "otlp"
+name = "killed-otlp"
+endpoint = "http://127.0.0.1:6603"
+queue = { events_max = 16 }
+[[audit.sinks]]
+kind = "http"
+name = "killed-http"
+url = "http://127.0.0.1:6603/ingest"
+queue = { events_max = 16 }
 "#;
+
+/// The names of the sinks of [`BROKEN`].
+pub const BROKEN_SINKS: [&str; 9] = [
+    "stalled",
+    "stalled-otlp",
+    "stalled-http",
+    "refused-syslog",
+    "refused",
+    "refused-http",
+    "killed",
+    "killed-otlp",
+    "killed-http",
+];
 
 /// The receivers for [`BROKEN`] inside one host.
 #[derive(Debug)]

@@ -250,8 +250,9 @@ impl Client {
         self.recovery = window.unwrap_or(self.config.tuning.recovery_window) + attached.accepted.lease;
         self.contact = now.at;
         self.attaches += 1;
-        self.step(now.at, Trigger::Accepted, reason);
+        // First of all: what is told of the session from here on bears its correlation id.
         self.events.push_back(Event::Attached(Box::new(attached)));
+        self.step(now.at, Trigger::Accepted, reason);
         self.persist();
     }
 }

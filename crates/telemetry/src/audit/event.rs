@@ -67,10 +67,10 @@ pub struct Entity {
 /// One end of a path, as it was before or is after a switch.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Path {
-    /// `udp`, `tcp` or `quic`.
+    /// `udp`, `quic`, `tcp` or `tls`.
     pub transport: &'static str,
-    /// The client's outer address.
-    pub client: SocketAddr,
+    /// The client's outer address; the client itself does not know it.
+    pub client: Option<SocketAddr>,
 }
 
 /// How long each part of a recovery took.

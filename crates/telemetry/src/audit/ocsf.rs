@@ -235,7 +235,10 @@ fn endpoint(address: SocketAddr) -> Value {
 }
 
 fn path(path: &Path) -> Value {
-    json!({ "transport": path.transport, "client": path.client.to_string() })
+    match path.client {
+        Some(client) => json!({ "transport": path.transport, "client": client.to_string() }),
+        None => json!({ "transport": path.transport }),
+    }
 }
 
 fn provider(origin: &Origin) -> String {

@@ -47,7 +47,7 @@ fn least() -> Vec<Event> {
 
 /// The same event with everything that can be added.
 fn filled(event: Event) -> Event {
-    let path = |transport| Some(Path { transport, client: outer() });
+    let path = |transport| Some(Path { transport, client: Some(outer()) });
     event
         .with_session(SESSION)
         .correlation([7; 16])

@@ -22,7 +22,7 @@ fn say(action: SessionAction, millis: u64, epoch: u64, reason: Reason) -> Event 
 }
 
 fn path(transport: &'static str, client: &str) -> Option<Path> {
-    Some(Path { transport, client: client.parse().expect("an address") })
+    Some(Path { transport, client: Some(client.parse().expect("an address")) })
 }
 
 /// The lines that control, two gateways and the client export over: birth, NAT rebinding, UDP blocked, the gateway
