@@ -221,12 +221,7 @@ fn report(confirmed: &Confirmed, verdict: &Verdict, took: Duration) {
 
 /// Tells control that a session has ended (`terminate`) or is given up. Tries until control has heard it or the run is
 /// over; says whether control has heard it.
-pub async fn release(
-    context: &Context,
-    carried: Carried,
-    reason: Reason,
-    terminate: bool,
-) -> bool {
+pub async fn release(context: &Context, carried: Carried, reason: Reason, terminate: bool) -> bool {
     let Carried { session, epoch, correlation } = carried;
     let correlation = Correlation::from_bytes(correlation);
     let request = ReleaseRequest {

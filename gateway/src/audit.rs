@@ -37,7 +37,8 @@ pub(crate) fn draining(node: &NodeId, sessions: usize) {
 
 /// The data plane says that something happened to a session.
 pub(crate) fn noted(node: &NodeId, note: &Note) {
-    let told = |path: jump_session::path::Path| Path { transport: path.transport.name(), client: Some(path.peer) };
+    let told =
+        |path: jump_session::path::Path| Path { transport: path.transport.name(), client: Some(path.peer) };
     let of = |action| Event::session(action, note.session);
     let event = match &note.what {
         What::Activated => of(SessionAction::Activated),

@@ -8,8 +8,7 @@ use std::time::{Duration, SystemTime};
 use jump_crypto::ids::{Epoch, Incarnation, NodeNumber, SessionId};
 use jump_crypto::mesh::{MeshEnd, MeshSecret};
 use jump_proto::control_v1::{
-    AckFenceRequest, Binding, Node, Owner, SessionPhase, WatchBindingsRequest,
-    WatchBindingsResponse,
+    AckFenceRequest, Binding, Node, Owner, SessionPhase, WatchBindingsRequest, WatchBindingsResponse,
 };
 use jump_session::ownership::MOVE_WINDOW;
 use jump_session::reason::Reason;

@@ -140,7 +140,12 @@ async fn obey(context: &Arc<Context>, fences: &[FenceOrder]) -> Vec<FenceAck> {
         if context.orders.stop(session, epoch, StopCause::Moved).await.is_ok() {
             acks.push(FenceAck { session_id: order.session_id.clone(), epoch: order.epoch });
             // No need to let the successor wait for the next renewal.
-            tokio::spawn(acknowledge_fence(Arc::clone(context), session, epoch, order.correlation_id.clone()));
+            tokio::spawn(acknowledge_fence(
+                Arc::clone(context),
+                session,
+                epoch,
+                order.correlation_id.clone(),
+            ));
         }
     }
     acks

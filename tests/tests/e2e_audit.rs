@@ -210,11 +210,9 @@ fn with_action<'a>(timeline: &'a Timeline, action: &str) -> Vec<&'a Entry> {
 /// The deeds that a timeline tells of.
 fn read_back(timeline: &Timeline) -> Vec<Deed> {
     let deed = |entry: &Entry| match entry.action.as_str() {
-        "session_born" | "session_owner_changed" => Some(Deed::Owned {
-            epoch: entry.epoch?,
-            by: entry.node.clone()?,
-            reason: entry.reason.clone()?,
-        }),
+        "session_born" | "session_owner_changed" => {
+            Some(Deed::Owned { epoch: entry.epoch?, by: entry.node.clone()?, reason: entry.reason.clone()? })
+        }
         // The client tells of the switches that it made, the owner of all.
         "session_path_switched" if entry.component == "gateway" => {
             let transport = |path: &str| path.split(' ').next().unwrap_or_default().to_owned();
@@ -273,7 +271,9 @@ fn files_below(dir: &Path) -> Vec<PathBuf> {
 fn levels_of_single_targets_change_while_every_program_runs() {
     const LEVELS: &str = "h2=debug,info";
     let _one = support::one_at_a_time().unwrap();
-    let mut cluster = Cluster::start(&Plan { gateways: 1, return_route: ReturnRoute::Gateway(0), ..Plan::small("levels") }).unwrap();
+    let mut cluster =
+        Cluster::start(&Plan { gateways: 1, return_route: ReturnRoute::Gateway(0), ..Plan::small("levels") })
+            .unwrap();
     let telemetry = cluster.state_dir(0).with_extension("telemetry.toml");
     std::fs::write(&telemetry, "[log]\nlevel = 'info'\n").unwrap();
     cluster.up(0).unwrap();

@@ -78,7 +78,8 @@ impl Observability {
         settings.log_level = table(&mut file, "log", &mut problems).map(|log: LogTable| log.level);
         let levels = settings.log_level.iter().filter_map(|level| check_filter(level).err());
         problems.extend(levels.map(|error| format!("log.level: {error}")));
-        problems.extend(file.keys().map(|name| format!("unknown table {name}: there are audit, log and trace")));
+        problems
+            .extend(file.keys().map(|name| format!("unknown table {name}: there are audit, log and trace")));
         if problems.is_empty() { Ok(settings) } else { Err(problems) }
     }
 }

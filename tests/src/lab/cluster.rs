@@ -355,7 +355,10 @@ impl Cluster {
             let path = self.run.path().join(format!("{}.toml", process.name()));
             let settings = std::fs::read_to_string(&path)?;
             let mut settings: toml::Table = settings.parse()?;
-            settings.insert("log".to_owned(), toml::Table::from_iter([("level".to_owned(), levels.into())]).into());
+            settings.insert(
+                "log".to_owned(),
+                toml::Table::from_iter([("level".to_owned(), levels.into())]).into(),
+            );
             std::fs::write(&path, settings.to_string())?;
             let mark = process.mark();
             process.signal(Signal::HUP)?;

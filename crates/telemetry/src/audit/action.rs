@@ -183,8 +183,6 @@ actions! {
         StateChanged = "session_state_changed", TunnelActivity, 99 "Other", Informational, ok, "The session's state machine changed its state.";
         PathSwitched = "session_path_switched", TunnelActivity, 3 "Renew", Informational, ok, "The session moved to another address or transport inside its epoch.";
         PathRejected = "session_path_rejected", TunnelActivity, 99 "Other", Low, fails, "A new path failed its validation; the last good one stayed.";
-        PathDegraded = "session_path_degraded", TunnelActivity, 99 "Other", Low, ok, "The path's quality fell below the policy.";
-        PathRecovered = "session_path_recovered", TunnelActivity, 99 "Other", Informational, ok, "The path's quality is good again.";
         Rekeyed = "session_rekeyed", TunnelActivity, 3 "Renew", Informational, ok, "Fresh keys inside the epoch.";
         AttemptRejected = "session_attempt_rejected", TunnelActivity, 99 "Other", Low, fails, "The client was told that its attempt was rejected.";
         Ended = "session_ended", TunnelActivity, 99 "Other", Informational, ok, "The client learned that the session is over, or ended it.";
@@ -224,7 +222,6 @@ actions! {
         DeviceRotated = "device_rotated", EntityManagement, 3 "Update", Informational, ok, "A device replaced its key.";
         DeviceRevoked = "device_revoked", EntityManagement, 4 "Delete", Medium, ok, "A device's key was revoked; its sessions end.";
         KeyRotated = "key_rotated", EntityManagement, 3 "Update", Informational, ok, "A cluster or grant key was rotated.";
-        PolicyChanged = "policy_changed", EntityManagement, 3 "Update", Low, ok, "A policy was changed.";
     }
 }
 

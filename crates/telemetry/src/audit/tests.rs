@@ -282,3 +282,32 @@ fn the_documentation_shows_a_real_event() {
     let rendered = ocsf::render(&event, &origin, Number { run: 812, session: Some(5) });
     crate::docs::assert_section("docs/audit-events.md", "example", &format!("```json\n{rendered:#}\n```"));
 }
+
+#[test]
+fn every_action_of_the_table_is_emitted_by_a_program() {
+    fn read(directory: &std::path::Path, text: &mut String) {
+        for entry in std::fs::read_dir(directory).expect("the sources") {
+            let path = entry.expect("readable").path();
+            if path.is_dir() {
+                read(&path, text);
+            } else {
+                text.push_str(&std::fs::read_to_string(path).expect("UTF-8"));
+            }
+        }
+    }
+    let mut programs = String::new();
+    for program in ["control", "gateway", "client"] {
+        let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+        read(&root.join(program).join("src"), &mut programs);
+    }
+    let mut names = Vec::new();
+    names.extend(SessionAction::ALL.iter().map(|action| format!("SessionAction::{action:?}")));
+    names.extend(AttachAction::ALL.iter().map(|action| format!("AttachAction::{action:?}")));
+    names.extend(NodeAction::ALL.iter().map(|action| format!("NodeAction::{action:?}")));
+    names.extend(EntityAction::ALL.iter().map(|action| format!("EntityAction::{action:?}")));
+    names.extend(ApiAction::ALL.iter().map(|action| format!("ApiAction::{action:?}")));
+    names.extend(TrafficAction::ALL.iter().map(|action| format!("TrafficAction::{action:?}")));
+    names.extend(SecurityAction::ALL.iter().map(|action| format!("SecurityAction::{action:?}")));
+    let silent: Vec<&String> = names.iter().filter(|name| !programs.contains(name.as_str())).collect();
+    assert!(silent.is_empty(), "documented and never emitted: {silent:?}");
+}
