@@ -9,7 +9,7 @@ use jump_crypto::cookie::Gate;
 use jump_crypto::handshake::{REPLY_LEN_MAX, ROSTER_MAX, Responder};
 use jump_crypto::mesh::{MeshEnd, MeshSecret};
 use jump_gateway::dataplane::{
-    Activation, Answered, BindingPhase, BindingUpdate, Command, Confirmed, DataPlane, DropReason,
+    Activation, Answered, BindingPhase, BindingUpdate, Carried, Command, Confirmed, DataPlane, DropReason,
     Event as News, InitJob, Inner, Limits, Link, NodeRef, Setup, StopCause, Tick, Verdict, Wire,
 };
 use jump_session::frame::AttachResult;
@@ -387,7 +387,7 @@ impl World {
             }
             match run.news.try_recv() {
                 Ok(News::Confirmed(confirmed)) => self.claim(at, confirmed),
-                Ok(News::Ended { session, epoch, reason }) => {
+                Ok(News::Ended(Carried { session, epoch, .. }, reason)) => {
                     let by = Some((run.owner.clone(), epoch));
                     let change = Change::Terminate { by, reason };
                     self.call(at, Call::Change { session, change }, Purpose::Tell, 0);

@@ -388,6 +388,6 @@ impl World {
         let tick = self.gateways[at].tick(self.now);
         let Some(run) = &mut self.gateways[at].run else { return Vec::new() };
         run.plane.handle_command(tick, Command::List(asked), true, &mut Output::default());
-        answer.try_recv().unwrap_or_default()
+        answer.try_recv().unwrap_or_default().iter().map(|carried| (carried.session, carried.epoch)).collect()
     }
 }
