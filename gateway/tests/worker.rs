@@ -290,6 +290,7 @@ async fn a_fence_in_a_renewals_answer_stops_the_session_before_it_is_acknowledge
         session_id: device.session.to_string(),
         epoch: device.epoch.0,
         to: Some(Owner { node_id: "gw-2".into(), incarnation: 5 }),
+        ..FenceOrder::default()
     };
     let ack = (order.session_id.clone(), order.epoch);
     rig.control.with(|state| state.fences.push(order));
