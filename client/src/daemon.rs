@@ -63,6 +63,8 @@ pub struct UpOptions {
     pub levels: LogLevels,
     /// Transports that may be used, best first. At least one.
     pub transports: Vec<Transport>,
+    /// The largest inner packet that path MTU discovery may find, in bytes.
+    pub mtu_max: u16,
 }
 
 /// Where log levels are configured; the flag outweighs the file.
@@ -139,7 +141,7 @@ pub fn up(options: &UpOptions) -> Result<(), Failure> {
     }
     let result = loop {
         // Keys may have been rotated while the last session lived.
-        let client = client(state, &state.profile()?, &options.gateways, &options.transports, stored)?;
+        let client = client(options, &state.profile()?, stored)?;
         match tunnel.run(client)? {
             Ended::Stopped => break Ok(()),
             Ended::Terminated { reason: Reason::ClientClosed, .. } => break Ok(()),
@@ -159,13 +161,8 @@ pub fn up(options: &UpOptions) -> Result<(), Failure> {
     result
 }
 
-fn client(
-    state: &StateDir,
-    profile: &Profile,
-    gateways: &[SocketAddr],
-    transports: &[Transport],
-    stored: Stored,
-) -> Result<Client, Failure> {
+fn client(options: &UpOptions, profile: &Profile, stored: Stored) -> Result<Client, Failure> {
+    let UpOptions { state, gateways, transports, .. } = options;
     let gateways = if gateways.is_empty() { profile.gateways.clone() } else { gateways.to_vec() };
     if gateways.is_empty() && stored.roster.is_empty() {
         return Err(Failure::new(
@@ -180,8 +177,8 @@ fn client(
         key_set: profile.key_set_serial,
         gateways,
         suite: Suite::preferred().with_hybrid(profile.hybrid),
-        transports: transports.to_vec(),
-        tuning: Tuning::default(),
+        transports: transports.clone(),
+        tuning: Tuning { mtu_max: options.mtu_max, ..Tuning::default() },
     };
     let entropy =
         OsEntropy::new().map_err(|error| Failure::because(Exit::Failed, "no session can be made", &error))?;

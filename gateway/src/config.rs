@@ -93,7 +93,8 @@ pub struct TunConfig {
     pub name: String,
     /// Addresses with prefix length; may be empty.
     pub addresses: Vec<IpNet>,
-    /// Largest inner packet, in bytes.
+    /// Largest inner packet that this gateway takes, in bytes; each session begins with control's MTU and finds out how much
+    /// of this its path carries.
     pub mtu: u16,
     /// Segmentation offload.
     pub offload: bool,
@@ -162,7 +163,7 @@ impl Config {
         let tun = TunConfig {
             name: settings.or("tun.name", "an interface name", "jump0".to_owned()),
             addresses: settings.list("tun.addresses", "addresses with prefix length such as 10.64.0.1/16"),
-            mtu: settings.or("tun.mtu", "a number from 1280 to 9000", 1280),
+            mtu: settings.or("tun.mtu", "a number from 1280 to 9000", Limits::default().mtu_max),
             offload: settings.or("tun.offload", "true or false", true),
             routes: settings.or("tun.routes", "true or false", true),
         };
@@ -183,7 +184,7 @@ impl Config {
             deadline: settings.duration("drain.deadline", Duration::from_secs(10)),
             linger: settings.duration("drain.linger", Duration::from_millis(500)),
         };
-        let limits = limits(settings);
+        let limits = Limits { mtu_max: tun.mtu, ..limits(settings) };
         let handshake_threads = settings.or("limits.handshake_threads", "a number from 1 to 64", 1usize);
         settings.check(
             (1..=64).contains(&handshake_threads),
@@ -237,6 +238,7 @@ fn limits(settings: &mut Settings) -> Limits {
         ),
         hint_rate: default.hint_rate,
         timing: default.timing,
+        mtu_max: default.mtu_max,
     };
     settings.check(
         limits.sessions_max + limits.handshakes_max + limits.claims_max <= ENTRIES_MAX,

@@ -216,7 +216,9 @@ pub fn publish(shared: Arc<Shared>, guard: Guard) {
                 | Count::PathMoves
                 | Count::PathMovesRefused
                 | Count::Copied
-                | Count::GuardTrips => EVENTS.counter(&[("event", count.label())]).absolute(value),
+                | Count::GuardTrips
+                | Count::TooBigTold
+                | Count::Fragmented => EVENTS.counter(&[("event", count.label())]).absolute(value),
             }
         }
     });

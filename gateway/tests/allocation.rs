@@ -108,3 +108,33 @@ fn forwarding_for_many_sessions_allocates_nothing_in_either_direction() {
     assert!(opened > SESSIONS * ROUNDS / 2, "only {opened} datagrams arrived");
     assert_eq!(made, 0, "allocations in {} packets", SESSIONS * (ROUNDS - 70) * 2);
 }
+
+#[test]
+fn packets_that_are_too_large_are_answered_or_cut_without_an_allocation() {
+    let server = Ipv4Addr::new(10, 1, 0, 1);
+    let options = UdpOptions { buffer_bytes: 4 << 20, ..UdpOptions::default() };
+    let loopback = SocketAddr::from(([127, 0, 0, 1], 0));
+    let (socket, sink) =
+        (UdpSocket::bind(loopback, &options).unwrap(), UdpSocket::bind(loopback, &options).unwrap());
+    let address = sink.local_address().unwrap();
+    let Fixture { mut plane, devices, .. } = Fixture::new(1, Suite::AesGcmSha256, |_| address);
+    let mut wire = SocketWire { socket, clients: SendBatch::new(), mesh: SendBatch::new(), inner: 0 };
+    let mut may_be_cut = udp_packet(server, devices[0].inner, 1400);
+    may_be_cut[6] = 0;
+    let mut must_not = may_be_cut.clone();
+    must_not[6] = 0x40;
+    let mut before = 0;
+    for round in 0..100 {
+        // Expanded keys are made with the first packet.
+        if round == 10 {
+            before = allocations();
+        }
+        plane.handle_inner(tick(), &may_be_cut, &mut wire);
+        plane.handle_inner(tick(), &must_not, &mut wire);
+        wire.clients.flush(&wire.socket);
+    }
+    assert_eq!(allocations() - before, 0);
+    let counters = plane.counters();
+    assert_eq!(counters.count(Count::Fragmented), 100);
+    assert!((1..100).contains(&counters.count(Count::TooBigTold)), "{}", counters.count(Count::TooBigTold));
+}

@@ -20,6 +20,7 @@ CONSTRAINTS = {
     "image.pullPolicy": {"enum": ["Always", "IfNotPresent", "Never"]},
     "network.pools": {"items": {"type": "string", "pattern": "/"}, "minItems": 1, "maxItems": 2},
     "network.mtu": {"minimum": 1280, "maximum": 9000},
+    "network.mtuMax": {"minimum": 1280, "maximum": 9000},
     "policy.sessionLifetime": {"pattern": "^[0-9]+(ms|s|m|h)$"},
     "policy.recoveryWindow": {"pattern": "^[0-9]+(ms|s|m|h)$"},
     "policy.switchCooldown": {"pattern": "^[0-9]+(ms|s|m|h)$"},

@@ -205,6 +205,7 @@ impl World {
             News::Untrusted { error, .. } => panic!("an honest gateway was not believed: {error}"),
             News::NoEntropy(error) => panic!("{error}"),
             News::PathChanged { .. }
+            | News::MtuChanged { .. }
             | News::Bound { .. }
             | News::Attempted { .. }
             | News::FirstByte { .. }

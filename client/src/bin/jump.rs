@@ -109,6 +109,19 @@ enum Command {
         )]
         transports: Vec<Transport>,
 
+        /// Largest inner packet that path MTU discovery may find, in bytes; 1280 leaves it at that
+        ///
+        /// The gateway and the path may carry less. Discovery starts from the cluster's MTU (1280 unless the operator says
+        /// otherwise).
+        #[arg(
+            long,
+            env = "JUMP_MTU_MAX",
+            value_name = "BYTES",
+            default_value_t = jump_session::frame::MTU_MAX,
+            value_parser = clap::value_parser!(u16).range(1280..=9000)
+        )]
+        mtu_max: u16,
+
         /// Go on in the background once attached
         #[arg(long)]
         daemon: bool,
@@ -164,6 +177,7 @@ fn run(arguments: Arguments) -> Result<(), Failure> {
             events,
             gateway,
             transports,
+            mtu_max,
             detached,
             telemetry,
             audit_file,
@@ -193,6 +207,7 @@ fn run(arguments: Arguments) -> Result<(), Failure> {
                 events,
                 gateways: gateway.clone(),
                 transports,
+                mtu_max: *mtu_max,
                 metrics_listen: *metrics_listen,
                 log: log.handle(),
                 levels,

@@ -44,7 +44,10 @@ impl Teller {
         match news {
             // Control has told auditors.
             News::KeysChanged(_) => {}
-            News::OpenPath { .. } | News::ClosePath { .. } | News::Persist { .. } => {}
+            News::OpenPath { .. }
+            | News::ClosePath { .. }
+            | News::Persist { .. }
+            | News::MtuChanged { .. } => {}
             News::StateChanged { from, to, reason } => {
                 self.session(SessionAction::StateChanged, status, |event| {
                     event.reason(*reason).states(from.code(), to.code())

@@ -138,6 +138,9 @@ pub(super) fn line_of(event: &Event, status: &Status) -> Option<(&'static str, V
             json!({ "session_id": session, "epoch": status.epoch.0, "from": from.name(), "to": to.name(),
                     "reason": reason.code() }),
         ),
+        Event::MtuChanged { from, to } => {
+            ("mtu", json!({ "session_id": session, "epoch": status.epoch.0, "from": from, "to": to }))
+        }
         Event::Bound { binding, implicit } => {
             let reason = if *implicit { Reason::NatRebind } else { Reason::PathValidated };
             (

@@ -255,13 +255,17 @@ impl Outgoing {
     /// Sends what is queued.
     pub(super) fn flush(&mut self, paths: &mut Paths) -> Sent {
         let dropped = paths.flush_connections();
-        let Some(id) = self.path.take() else { return Sent { dropped, refused: None } };
+        let Some(id) = self.path.take() else { return Sent { dropped, ..Sent::default() } };
         let Some(socket) = paths.get(id).and_then(Path::socket) else {
             self.batch = SendBatch::new();
-            return Sent { dropped, refused: None };
+            return Sent { dropped, ..Sent::default() };
         };
         let flushed = self.batch.flush(socket);
-        Sent { dropped: dropped + flushed.dropped, refused: flushed.refused.then_some(id) }
+        Sent {
+            dropped: dropped + flushed.dropped,
+            refused: flushed.refused.then_some(id),
+            too_long: flushed.too_long.then_some(id),
+        }
     }
 }
 
@@ -270,6 +274,13 @@ impl Outgoing {
 pub(super) struct Sent {
     pub(super) dropped: u64,
     pub(super) refused: Option<PathId>,
+    /// The device's own network took no datagram that long.
+    pub(super) too_long: Option<PathId>,
+}
+
+/// True when the socket says that a datagram was longer than the network takes.
+pub(super) fn is_too_long(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(libc::EMSGSIZE)
 }
 
 /// What a socket's error means for its path; `None` when it means nothing.

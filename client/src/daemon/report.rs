@@ -41,8 +41,12 @@ pub struct Report {
     pub routes: Vec<String>,
     /// DNS servers that the owner named; not applied.
     pub dns_servers: Vec<IpAddr>,
-    /// Largest inner packet.
+    /// Largest inner packet, in bytes.
     pub mtu: u16,
+    /// How far its discovery is on this path: confirming, searching, complete, raising, unconfirmed (the path carries not
+    /// even this much) or off (the gateway does not take part).
+    #[serde(default)]
+    pub mtu_discovery: Option<String>,
     /// Smoothed round trip to the owner, in milliseconds.
     pub rtt_ms: Option<f64>,
     /// Mean deviation of it, in milliseconds.
@@ -112,6 +116,9 @@ pub struct Traffic {
     /// Inner packets dropped because the way here marked their datagram as congested and they are not ECN-capable.
     #[serde(default)]
     pub congestion_dropped: u64,
+    /// Inner packets dropped because they were larger than the path carries; their senders were told.
+    #[serde(default)]
+    pub too_big_dropped: u64,
 }
 
 /// The machine's drop counters.
@@ -167,6 +174,7 @@ impl Report {
             routes: around.routes,
             dns_servers: around.dns_servers,
             mtu: around.mtu,
+            mtu_discovery: status.mtu.map(|(_, phase)| phase.name().to_owned()),
             rtt_ms: status.rtt.map(|rtt| ms(rtt.smoothed)),
             rtt_var_ms: status.rtt.map(|rtt| ms(rtt.variation)),
             transport: status.transport.map(|transport| transport.to_string()),
@@ -226,6 +234,7 @@ impl Report {
     /// The report for people.
     pub fn to_text(&self) -> String {
         let list = |items: Vec<String>| if items.is_empty() { "-".to_owned() } else { items.join(", ") };
+        let discovery = self.mtu_discovery.as_ref().map_or(String::new(), |phase| format!(" ({phase})"));
         let heard = self.last_received_ms.map_or("-".to_owned(), |ms| format!("{} ago", age(ms)));
         let rows = [
             ("state", format!("{} ({})", self.state, self.reason)),
@@ -242,7 +251,7 @@ impl Report {
             ),
             ("attached for", self.attached_ms.map_or("-".to_owned(), age)),
             ("inner address", list(self.inner_addresses.iter().map(ToString::to_string).collect())),
-            ("interface", format!("{}, MTU {}", self.interface, self.mtu)),
+            ("interface", format!("{}, MTU {}{discovery}", self.interface, self.mtu)),
             ("routes", list(self.routes.clone())),
             ("path", self.path_text()),
             ("keys", self.suite.clone().unwrap_or_else(|| "-".to_owned())),

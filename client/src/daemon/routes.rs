@@ -35,7 +35,6 @@ struct Wanted {
     addresses: Vec<IpNet>,
     plain: Vec<IpNet>,
     guarded: Vec<IpNet>,
-    mtu: u16,
 }
 
 impl Wanted {
@@ -46,30 +45,27 @@ impl Wanted {
         let (guarded, plain) = routes
             .map(|route| route.trunc())
             .partition(|route| route.prefix_len() == 0 || holds_gateway(route));
-        Self { addresses, plain, guarded, mtu: accepted.mtu }
+        Self { addresses, plain, guarded }
     }
 }
 
 impl Configured {
-    /// Brings the interface to what `accepted` says. Everything is tried; the first error is returned.
+    /// Brings the interface to what `accepted` says, and to `mtu`. Everything is tried; the first error is returned.
     pub(super) async fn apply(
         &mut self,
         tun: &Tun,
         accepted: &Accepted,
+        mtu: u16,
         gateways: &[SocketAddr],
     ) -> io::Result<()> {
         let wanted = Wanted::of(accepted, gateways);
         let index = tun.index();
-        let mut first_error = Ok(());
+        let mut first_error = self.set_mtu(tun, mtu).await;
         let mut note = |result: io::Result<()>| {
             if first_error.is_ok() {
                 first_error = result;
             }
         };
-        if self.mtu != wanted.mtu {
-            note(set_mtu(index, wanted.mtu).await);
-            self.mtu = wanted.mtu;
-        }
         for address in wanted.addresses.iter().filter(|address| !self.addresses.contains(address)) {
             note(add_address(*address, index).await);
         }
@@ -96,6 +92,15 @@ impl Configured {
         self.plain = wanted.plain;
         self.guarded = wanted.guarded;
         first_error
+    }
+
+    /// Gives the interface this MTU.
+    pub(super) async fn set_mtu(&mut self, tun: &Tun, mtu: u16) -> io::Result<()> {
+        if self.mtu == mtu {
+            return Ok(());
+        }
+        self.mtu = mtu;
+        set_mtu(tun.index(), mtu).await
     }
 
     /// Takes back what does not vanish with the interface.

@@ -11,10 +11,13 @@ use jump_crypto::record::{HEADER_LEN, OVERHEAD};
 use jump_session::client::{Client, Event, NetworkChange, Now, PathError, PathId, Stored};
 use jump_session::frame::Accepted;
 use jump_session::reason::Reason;
-use jump_transport::clock::boottime_nanos;
+use jump_transport::clock::{ClockJumps, boottime_nanos};
 use jump_transport::network::{NetworkChanges, network_changes};
 use jump_transport::poll::{self, Waker};
-use jump_transport::tun::{Tun, TunReceiveBuffers, TunSendBatch, apply_outer_ecn, ecn_of};
+use jump_transport::tun::{
+    ErrorPace, TOO_BIG_LEN_MAX, Tun, TunReceiveBuffers, TunSendBatch, apply_outer_ecn, clamp_mss, ecn_of,
+    packet_too_big,
+};
 use jump_transport::udp::ReceiveBuffers;
 use serde_json::json;
 use tokio::runtime::Runtime;
@@ -25,7 +28,7 @@ use super::audit::Teller;
 use super::disk::Disk;
 use super::journal::{Journal, line_of};
 use super::mailbox::Command;
-use super::paths::{News, Outgoing, Path, Paths, Sent, path_error};
+use super::paths::{News, Outgoing, Path, Paths, Sent, is_too_long, path_error};
 use super::report::{Report, Surroundings, Traffic};
 use super::routes::Configured;
 use crate::failure::{Exit, Failure};
@@ -33,7 +36,11 @@ use crate::failure::{Exit, Failure};
 /// Inner packets taken from the TUN device per turn.
 const TUN_BUDGET: usize = 256;
 /// Sockets that are waited on; the machine opens far fewer.
-const PATHS_MAX: usize = poll::DESCRIPTORS_MAX - 2;
+const PATHS_MAX: usize = poll::DESCRIPTORS_MAX - OTHERS;
+/// Descriptors besides the paths': the network's news, the clock's, and the interface.
+const OTHERS: usize = 3;
+/// Where the paths' descriptors begin.
+const FIRST_PATH: usize = 2;
 /// Batched receives per socket and turn.
 const RECEIVES_MAX: usize = 8;
 /// Datagrams and ends of connections taken in per turn.
@@ -64,11 +71,14 @@ pub(super) struct Tunnel {
     runtime: Runtime,
     device_name: String,
     network: NetworkChanges,
+    clock: ClockJumps,
     paths: Paths,
     outgoing: Outgoing,
     incoming: ReceiveBuffers,
     tun_incoming: TunReceiveBuffers,
     tun_outgoing: TunSendBatch,
+    /// Of the ICMP errors about packets that are larger than the path carries.
+    errors: ErrorPace,
     /// Inner packets, framed for sealing, that wait for a gateway.
     held: VecDeque<Vec<u8>>,
     configured: Configured,
@@ -96,6 +106,8 @@ impl Tunnel {
     ) -> Result<Self, Failure> {
         let network = network_changes()
             .map_err(|error| Failure::because(Exit::Failed, "cannot watch the network", &error))?;
+        let clock = ClockJumps::new()
+            .map_err(|error| Failure::because(Exit::Failed, "cannot watch the clock", &error))?;
         let paths = Paths::new(runtime.handle().clone(), waker.clone());
         Ok(Self {
             tun,
@@ -107,11 +119,13 @@ impl Tunnel {
             runtime,
             device_name,
             network,
+            clock,
             paths,
             outgoing: Outgoing::new(),
             incoming: ReceiveBuffers::new(),
             tun_incoming: TunReceiveBuffers::new(),
             tun_outgoing: TunSendBatch::new(),
+            errors: ErrorPace::default(),
             held: VecDeque::new(),
             configured: Configured::default(),
             dns: Vec::new(),
@@ -151,18 +165,19 @@ impl Tunnel {
     fn turn(&mut self, client: &mut Client) -> Result<(), Failure> {
         let takes = client.packet_room() > 0;
         let mut ids = [PathId(0); PATHS_MAX];
-        let mut ready = [false; PATHS_MAX + 2];
+        let mut ready = [false; PATHS_MAX + OTHERS];
         let mut open = 0;
         {
-            let mut descriptors = [self.network.as_fd(); PATHS_MAX + 2];
+            let mut descriptors = [self.network.as_fd(); PATHS_MAX + OTHERS];
+            descriptors[1] = self.clock.as_fd();
             let sockets = self.paths.iter().filter_map(|(id, path)| Some((id, path.socket()?)));
             for ((id, socket), slot) in sockets.zip(&mut ids) {
                 *slot = id;
+                descriptors[FIRST_PATH + open] = socket.as_fd();
                 open += 1;
-                descriptors[open] = socket.as_fd();
             }
-            descriptors[open + 1] = self.tun.as_fd();
-            let watched = open + 1 + usize::from(takes);
+            descriptors[FIRST_PATH + open] = self.tun.as_fd();
+            let watched = FIRST_PATH + open + usize::from(takes);
             let timeout = client.poll_timeout().unwrap_or(Duration::MAX).saturating_sub(boottime());
             poll::wait(&descriptors[..watched], &self.waker, Some(timeout.min(TURN_MAX)), &mut ready)
                 .map_err(|error| Failure::because(Exit::Failed, "cannot wait for packets", &error))?;
@@ -171,8 +186,13 @@ impl Tunnel {
         if ready[0] {
             self.look_at_network(client);
         }
+        if ready[1]
+            && let Err(error) = self.clock.clear()
+        {
+            debug!("clock: {error}");
+        }
         self.look_for_suspend(client);
-        for (id, _) in ids[..open].iter().zip(&ready[1..]).filter(|(_, ready)| **ready) {
+        for (id, _) in ids[..open].iter().zip(&ready[FIRST_PATH..]).filter(|(_, ready)| **ready) {
             self.receive(client, *id);
         }
         self.receive_by_connections(client);
@@ -181,7 +201,7 @@ impl Tunnel {
             debug!(packets = written.dropped, "the interface refused inner packets");
         }
         if takes {
-            self.send(client, ready[open + 1])?;
+            self.send(client, ready[FIRST_PATH + open])?;
         }
         if client.poll_timeout().is_some_and(|due| due <= boottime()) {
             client.handle_timeout(now());
@@ -201,6 +221,7 @@ impl Tunnel {
                     }
                     traffic.received_packets += 1;
                     traffic.received_bytes += packet.len() as u64;
+                    clamp(client, packet);
                     out.push(tun, packet);
                 }
             });
@@ -212,6 +233,7 @@ impl Tunnel {
                 Err(error) => {
                     match path_error(&error) {
                         Some(kind) => client.handle_path_error(now, id, kind),
+                        None if is_too_long(&error) => client.handle_too_long(now, id),
                         None => debug!("receiving: {error}"),
                     }
                     return;
@@ -229,6 +251,7 @@ impl Tunnel {
                     if let Some(packet) = client.handle_datagram(now, id, frame.bytes_mut()) {
                         self.traffic.received_packets += 1;
                         self.traffic.received_bytes += packet.len() as u64;
+                        clamp(client, packet);
                         self.tun_outgoing.push(&self.tun, packet);
                     }
                     self.paths.recycle(frame, at);
@@ -248,11 +271,20 @@ impl Tunnel {
         let mut add = |more: Sent| {
             sent.dropped += more.dropped;
             sent.refused = sent.refused.or(more.refused);
+            sent.too_long = sent.too_long.or(more.too_long);
         };
         while client.packet_room() > 0
             && let Some(mut frame) = self.held.pop_front()
         {
-            let (len, ecn) = (frame.len() - OVERHEAD, ecn_of(&frame[HEADER_LEN..]));
+            let len = frame.len() - OVERHEAD;
+            let packet = &mut frame[HEADER_LEN..HEADER_LEN + len];
+            if let Some(mtu) = too_big(client, packet) {
+                let (tun, out) = (&self.tun, &mut self.tun_outgoing);
+                refuse_too_big(packet, mtu, now.at, &mut self.errors, tun, out, &mut self.traffic);
+                continue;
+            }
+            clamp(client, packet);
+            let ecn = ecn_of(packet);
             if let Ok(sealed) = client.seal(now, &mut frame, len) {
                 add(self.outgoing.push(&mut self.paths, sealed.path, ecn, &frame[..sealed.len]));
                 self.traffic.sent_packets += 1;
@@ -263,6 +295,7 @@ impl Tunnel {
         if tun_ready && budget > 0 {
             let (outgoing, paths, traffic, held) =
                 (&mut self.outgoing, &mut self.paths, &mut self.traffic, &mut self.held);
+            let (tun, inwards, errors) = (&self.tun, &mut self.tun_outgoing, &mut self.errors);
             let read = self.tun.receive(&mut self.tun_incoming, budget, &mut |frame| {
                 let len = frame.len() - OVERHEAD;
                 if client.packet_room() == 0 {
@@ -271,7 +304,12 @@ impl Tunnel {
                     }
                     return;
                 }
-                let ecn = ecn_of(&frame[HEADER_LEN..]);
+                let packet = &mut frame[HEADER_LEN..HEADER_LEN + len];
+                if let Some(mtu) = too_big(client, packet) {
+                    return refuse_too_big(packet, mtu, now.at, errors, tun, inwards, traffic);
+                }
+                clamp(client, packet);
+                let ecn = ecn_of(packet);
                 if let Ok(sealed) = client.seal(now, frame, len) {
                     add(outgoing.push(paths, sealed.path, ecn, &frame[..sealed.len]));
                     traffic.sent_packets += 1;
@@ -285,7 +323,11 @@ impl Tunnel {
             }
         }
         add(self.outgoing.flush(&mut self.paths));
+        self.tun_outgoing.flush(&self.tun);
         self.traffic.send_dropped += sent.dropped;
+        if let Some(path) = sent.too_long {
+            client.handle_too_long(now, path);
+        }
         if let Some(path) = sent.refused {
             client.handle_path_error(now, path, PathError::Refused);
         }
@@ -354,6 +396,10 @@ impl Tunnel {
                 self.source = Paths::source_towards(attached.gateway);
                 self.configure(client, &attached.accepted);
             }
+            Event::MtuChanged { from, to } => {
+                info!(from, to, "the path carries inner packets of another size");
+                self.set_mtu(to);
+            }
             Event::PathChanged { from, to, reason, .. } => {
                 let correlation = self.teller.correlation();
                 info!(correlation, reason = reason.code(), %from, %to, "the session goes on over another path");
@@ -392,9 +438,16 @@ impl Tunnel {
         self.dns.clone_from(&accepted.dns);
         let mut gateways = client.status().roster;
         gateways.extend(self.paths.iter().map(|(_, path)| path.gateway));
-        let applied = self.runtime.block_on(self.configured.apply(&self.tun, accepted, &gateways));
+        let mtu = client.mtu().unwrap_or(accepted.mtu);
+        let applied = self.runtime.block_on(self.configured.apply(&self.tun, accepted, mtu, &gateways));
         if let Err(error) = applied {
             error!(interface = self.tun.name(), "addresses or routes could not be set: {error}");
+        }
+    }
+
+    fn set_mtu(&mut self, mtu: u16) {
+        if let Err(error) = self.runtime.block_on(self.configured.set_mtu(&self.tun, mtu)) {
+            error!(interface = self.tun.name(), "the MTU could not be set: {error}");
         }
     }
 
@@ -507,6 +560,40 @@ impl Tunnel {
 
     fn at(&self) -> Duration {
         boottime().saturating_sub(self.origin)
+    }
+}
+
+/// The MTU, when `packet` is larger: the interface's was lowered after it was sent.
+#[inline]
+fn too_big(client: &Client, packet: &[u8]) -> Option<u16> {
+    client.mtu().filter(|mtu| packet.len() > usize::from(*mtu))
+}
+
+/// Drops a packet that is larger than the path carries, and tells its sender.
+#[cold]
+fn refuse_too_big(
+    packet: &[u8],
+    mtu: u16,
+    now: Duration,
+    errors: &mut ErrorPace,
+    tun: &Tun,
+    out: &mut TunSendBatch,
+    traffic: &mut Traffic,
+) {
+    traffic.too_big_dropped += 1;
+    let mut error = [0; TOO_BIG_LEN_MAX];
+    if errors.take(u64::try_from(now.as_nanos()).unwrap_or(u64::MAX))
+        && let Some(len) = packet_too_big(packet, mtu, &mut error)
+    {
+        out.push(tun, &error[..len]);
+    }
+}
+
+/// Lowers what a SYN announces to what the path carries, in either direction.
+#[inline]
+fn clamp(client: &Client, packet: &mut [u8]) {
+    if let Some(mtu) = client.mtu() {
+        clamp_mss(packet, mtu);
     }
 }
 

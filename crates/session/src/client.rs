@@ -20,7 +20,7 @@ use jump_crypto::handshake::Suite;
 use jump_crypto::keys::{ClusterPublic, DeviceSecret, GrantVerifier};
 use jump_crypto::record::{Content, HEADER_LEN, OVERHEAD};
 
-use crate::frame::{FRAME_LEN_MAX, Frame};
+use crate::frame::{FRAME_LEN_MAX, Frame, MTU_MAX};
 use crate::ids::{AttemptId, Epoch, ReceiverIndex, SessionId};
 use crate::path::Transport;
 use crate::reason::Reason;
@@ -32,6 +32,7 @@ mod inbound;
 mod keys;
 mod link;
 mod outcome;
+mod path_mtu;
 mod rejection;
 mod rekey;
 mod sequence;
@@ -45,6 +46,7 @@ pub use event::{
     Attached, Drops, Event, Meter, NetworkChange, Now, PathError, PathId, Status, Stored, Ticket, Timings,
     Transmit, TriedWay,
 };
+pub use path_mtu::{BASE_MTU, Phase as MtuPhase};
 pub use state::{State, Trigger};
 
 use campaign::Campaign;
@@ -95,6 +97,8 @@ pub struct Tuning {
     pub attempts_max: u32,
     /// How long a session without any owner's word is kept when no owner has told its policy.
     pub recovery_window: Duration,
+    /// The largest inner packet that discovery may find, in bytes; at most what the gateways take.
+    pub mtu_max: u16,
 }
 
 impl Default for Tuning {
@@ -108,6 +112,7 @@ impl Default for Tuning {
             rekey_after: Duration::from_secs(120),
             attempts_max: 1000,
             recovery_window: Duration::from_secs(120),
+            mtu_max: MTU_MAX,
         }
     }
 }
@@ -289,6 +294,7 @@ impl Client {
     /// When `frame` is shorter than `packet_len + OVERHEAD`.
     pub fn seal(&mut self, now: Now, frame: &mut [u8], packet_len: usize) -> Result<Sealed, Held> {
         if let Some(link) = self.link.as_mut().filter(|link| link.usable) {
+            link.mtu.carried(now.at, packet_len);
             return match link.seal(now.at, Content::Packet, frame, packet_len) {
                 Ok(len) => Ok(Sealed { path: link.path, len }),
                 Err(_) => {
@@ -309,6 +315,20 @@ impl Client {
             return usize::MAX;
         }
         self.campaign.as_ref().map_or(0, Campaign::room_to_ride)
+    }
+
+    /// The largest inner packet that the path to the owner carries; `None` without an owner.
+    #[inline]
+    pub fn mtu(&self) -> Option<u16> {
+        self.link.as_ref().map(|link| link.mtu.mtu())
+    }
+
+    /// The device's own network says that a datagram was too long for `path`. Anybody may have made it say so.
+    pub fn handle_too_long(&mut self, now: Now, path: PathId) {
+        if let Some(link) = self.link.as_mut().filter(|link| link.path == path) {
+            link.mtu.doubt(now.at);
+        }
+        self.drive(now);
     }
 
     /// The next control datagram to send.
@@ -350,6 +370,7 @@ impl Client {
             transport: self.link.as_ref().map(|link| link.transport),
             path_changes: self.ways.switches,
             meter: self.link.as_ref().map_or_else(Meter::default, |link| link.meter),
+            mtu: self.link.as_ref().map(|link| (link.mtu.mtu(), link.mtu.phase())),
             tried: self
                 .ways
                 .probes
@@ -493,8 +514,10 @@ impl Client {
 
 /// Encodes and seals one control frame; `None` when the key is at its limit.
 fn sealed_frame(frame: &Frame, seal: impl FnOnce(&mut [u8], usize) -> Option<usize>) -> Option<Vec<u8>> {
-    let mut buffer = vec![0; FRAME_LEN_MAX + OVERHEAD];
-    let len = frame.encode(&mut buffer[HEADER_LEN..FRAME_LEN_MAX + HEADER_LEN])?;
+    let padded = if let Frame::MtuProbe { len, .. } = frame { usize::from(*len) } else { 0 };
+    let room = padded.max(FRAME_LEN_MAX);
+    let mut buffer = vec![0; room + OVERHEAD];
+    let len = frame.encode(&mut buffer[HEADER_LEN..room + HEADER_LEN])?;
     let sealed = seal(&mut buffer, len)?;
     buffer.truncate(sealed);
     Some(buffer)

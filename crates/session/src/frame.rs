@@ -13,12 +13,19 @@ use crate::ids::{AttachSeq, Epoch, SessionId};
 use crate::path::Door;
 use crate::reason::Reason;
 
-/// The longest encoded frame other than an [`MtuProbe`](Frame::MtuProbe), in bytes.
+/// The longest encoded frame other than an [`MtuProbe`](Frame::MtuProbe) or its answer, in bytes.
 pub const FRAME_LEN_MAX: usize = 1200;
 /// The shortest `MtuProbe`, in bytes.
 pub const MTU_PROBE_LEN_MIN: u16 = 9;
+/// The shortest `MtuAnswer`, and the shortest `MtuProbe` that tells an MTU, in bytes.
+pub const MTU_ANSWER_LEN_MIN: u16 = 11;
 /// The smallest inner MTU that an `AttachResult` may carry, in bytes: what every IPv4 host accepts.
 pub const MTU_MIN: u16 = 576;
+/// The largest inner MTU that is probed, in bytes.
+pub const MTU_MAX: u16 = 9000;
+/// Capability of a client (a bit of [`capabilities`](jump_crypto::handshake::AttachIntent::capabilities)): it tells its
+/// inner MTU by `MtuProbe`, and takes whatever the gateway's inner network carries until then.
+pub const CAPABILITY_MTU: u32 = 1;
 /// How many inner addresses a session has at most: one of each family.
 pub const INNER_MAX: usize = 2;
 /// How many gateway addresses a frame may carry.
@@ -80,11 +87,22 @@ pub enum Frame {
         /// Why.
         reason: Reason,
     },
-    /// Either side: padding for path MTU discovery; answered with `Pong` of the id. The body is `len` bytes in all.
+    /// Either side: padding for path MTU discovery. Answered with `MtuAnswer` when it tells an MTU, otherwise with `Pong`.
     MtuProbe {
-        /// Echoed in the `Pong`.
+        /// Echoed in the answer.
         id: u64,
+        /// The largest inner packet that the sender takes and sends from now on; 0 when it does not say.
+        mtu: u16,
         /// Encoded length of this frame, in bytes.
+        len: u16,
+    },
+    /// Gateway: the answer to an `MtuProbe` that tells an MTU, as long as the probe.
+    MtuAnswer {
+        /// The probe's id.
+        id: u64,
+        /// The largest inner packet that the gateway takes.
+        mtu_max: u16,
+        /// Encoded length of this frame, in bytes: the probe's, or less when that is more than `mtu_max`.
         len: u16,
     },
     /// Gateway: this side now carries the session's binding with this number.

@@ -28,7 +28,7 @@ use std::time::Duration;
 use jump_crypto::entropy::Entropy;
 use jump_crypto::record::OVERHEAD;
 
-use crate::frame::Frame;
+use crate::frame::{Frame, MTU_MIN};
 use crate::ids::{Binding, Epoch};
 use crate::path::{Path, SwitchRate};
 use crate::reason::Reason;
@@ -79,6 +79,10 @@ pub struct Ownership {
     pub switches_per_minute_max: u32,
     /// Shortest time between two of them.
     pub switch_cooldown: Duration,
+    /// The largest inner packet to send to the client until it tells another, in bytes.
+    pub mtu: u16,
+    /// The largest inner packet that this gateway takes.
+    pub mtu_max: u16,
 }
 
 /// Something that the data plane must do.
@@ -164,6 +168,10 @@ pub struct GatewaySession {
     /// Records accepted under the present keys, and the highest counter among them.
     received: u64,
     newest: u64,
+    mtu: u16,
+    mtu_max: u16,
+    /// The probe that told `mtu`.
+    mtu_told_by: u64,
 }
 
 impl GatewaySession {
@@ -184,6 +192,9 @@ impl GatewaySession {
             refusal_told: 0,
             received: 0,
             newest: 0,
+            mtu: ownership.mtu,
+            mtu_max: ownership.mtu_max.max(MTU_MIN),
+            mtu_told_by: 0,
         }
     }
 
@@ -210,6 +221,12 @@ impl GatewaySession {
     /// Where records for the client go.
     pub fn path(&self) -> Path {
         self.path
+    }
+
+    /// The largest inner packet that the client takes, in bytes.
+    #[inline]
+    pub fn mtu(&self) -> u16 {
+        self.mtu
     }
 
     /// Where a copy of a sealed inner packet of `len` bytes may go besides [`Self::path`]: to a new path that has not
@@ -308,9 +325,19 @@ impl GatewaySession {
         out: &mut Vec<Effect>,
     ) -> Result<(), UnexpectedFrame> {
         match frame {
-            Frame::Ping { id } | Frame::MtuProbe { id, .. } => {
+            Frame::Ping { id } | Frame::MtuProbe { id, mtu: 0, .. } => {
                 let pong = Frame::Pong { id: *id, received: self.received, newest: self.newest };
-                self.reply(source, pong, out)
+                self.reply(source, pong, PONG_LEN, out);
+            }
+            Frame::MtuProbe { id, mtu, len } => {
+                // Ids grow, so a probe that was overtaken tells nothing. protocol.md §5.4
+                if *id >= self.mtu_told_by {
+                    self.mtu_told_by = *id;
+                    self.mtu = (*mtu).min(self.mtu_max);
+                }
+                let len = (*len).min(self.mtu_max);
+                let answer = Frame::MtuAnswer { id: *id, mtu_max: self.mtu_max, len };
+                self.reply(source, answer, usize::from(len), out);
             }
             // As long as the challenge, so that no budget is needed. protocol.md §5.9
             Frame::PathChallenge { token } if self.forwards() => {
@@ -320,7 +347,7 @@ impl GatewaySession {
             Frame::PathResponse { token } => self.on_path_response(now, source, *token, out),
             // Whatever reason it gives: the record must not name one that is an operator's or control's to give.
             Frame::Close { reason: _ } => {
-                self.reply(source, Frame::Terminated { reason: Reason::ClientClosed }, out);
+                self.reply(source, Frame::Terminated { reason: Reason::ClientClosed }, PONG_LEN, out);
                 self.end(Reason::ClientClosed, out);
             }
             Frame::Pong { .. } | Frame::Confirm => {}
@@ -329,6 +356,7 @@ impl GatewaySession {
             | Frame::Terminated { .. }
             | Frame::Bound { .. }
             | Frame::Pending
+            | Frame::MtuAnswer { .. }
             | Frame::Keys { .. } => {
                 return Err(UnexpectedFrame);
             }
@@ -336,13 +364,12 @@ impl GatewaySession {
         Ok(())
     }
 
-    /// Answers on the path that the frame came by: freely on the validated one, within the budget on a candidate, not
-    /// at all elsewhere.
-    fn reply(&mut self, source: Path, frame: Frame, out: &mut Vec<Effect>) {
-        const PONG_LEN: usize = 25 + OVERHEAD;
-        let allowed = self.forwards()
-            && (source == self.path
-                || self.candidate.as_mut().is_some_and(|c| c.path == source && c.spend(PONG_LEN)));
+    /// Answers by a frame of `len` bytes on the path that one came by: freely on the validated one, within the budget on a
+    /// candidate, not at all elsewhere.
+    fn reply(&mut self, source: Path, frame: Frame, len: usize, out: &mut Vec<Effect>) {
+        let candidate = |c: &mut Box<Candidate>| c.path == source && c.spend(len + OVERHEAD);
+        let allowed =
+            self.forwards() && (source == self.path || self.candidate.as_mut().is_some_and(candidate));
         if allowed {
             out.push(Effect::Send { to: source, frame });
         }
@@ -451,6 +478,8 @@ impl GatewaySession {
     }
 }
 
+/// The longest of the short answers, in bytes.
+const PONG_LEN: usize = 25;
 /// A refused move is told of this often at most.
 const REFUSAL_EVERY: Nanos = 1_000_000_000;
 

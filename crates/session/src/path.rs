@@ -38,6 +38,14 @@ impl Transport {
         }
     }
 
+    /// The longest datagram that it takes, in bytes; a path may carry less.
+    pub const fn datagram_len_max(self) -> u16 {
+        match self {
+            Self::Udp => 65_507,
+            Self::Quic | Self::Tcp | Self::Tls => 4096,
+        }
+    }
+
     /// The stable number on the wire.
     pub const fn number(self) -> u8 {
         match self {

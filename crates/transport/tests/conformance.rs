@@ -2,6 +2,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
+mod fifth;
+
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -146,6 +148,24 @@ fn memory_suite() -> Suite {
         connections: false,
         keeps_newest: true,
         _runtime: None,
+    }
+}
+
+fn fifth_suite() -> Suite {
+    let runtime = runtime();
+    let (handle, other) = (runtime.handle().clone(), runtime.handle().clone());
+    Suite {
+        server: Box::new(move || {
+            let waker = waker();
+            End::new(fifth::listener(&handle, waker.clone()).unwrap(), waker)
+        }),
+        client: Box::new(move || {
+            let waker = waker();
+            End::new(fifth::connector(other.clone(), waker.clone()), waker)
+        }),
+        connections: true,
+        keeps_newest: true,
+        _runtime: Some(runtime),
     }
 }
 
@@ -407,4 +427,5 @@ conformance! {
     over_tcp_with_tls: tcp_suite(true);
     over_quic: quic_suite();
     over_memory: memory_suite();
+    over_a_fifth: fifth_suite();
 }

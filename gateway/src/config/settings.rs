@@ -68,7 +68,7 @@ pub struct Flags {
     /// Addresses of the TUN interface with prefix length, comma-separated [default: none]
     #[arg(long, env = "JUMP_GATEWAY_TUN_ADDRESSES", value_name = "VALUE")]
     pub tun_addresses: Option<String>,
-    /// Largest inner packet, in bytes [default: 1280]
+    /// Largest inner packet that path MTU discovery may find, in bytes [default: 1360]
     #[arg(long, env = "JUMP_GATEWAY_TUN_MTU", value_name = "VALUE")]
     pub tun_mtu: Option<String>,
     /// Segmentation offload of the TUN interface [default: true]

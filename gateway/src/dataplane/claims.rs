@@ -2,10 +2,12 @@
 
 use jump_crypto::ids::{AttachSeq, Epoch, SessionId};
 use jump_crypto::record::Content;
-use jump_session::frame::{AttachResult, Frame};
+use jump_session::client::BASE_MTU;
+use jump_session::frame::{AttachResult, CAPABILITY_MTU, Frame};
 use jump_session::gateway::{GatewaySession, Nanos, Ownership};
 use jump_session::ownership::Tenure;
 use jump_session::reason::Reason;
+use jump_transport::tun::ErrorPace;
 
 use super::fair::Share;
 use super::route::Target;
@@ -91,8 +93,17 @@ impl DataPlane {
         }
         let Some(Entry::Handshake(handshake)) = self.entries.replace(local, Entry::Reserved) else { return };
         self.claims -= 1;
-        let Handshake { keys, device, path, key_set, .. } = *handshake;
+        let Handshake { keys, device, path, key_set, intent, .. } = *handshake;
+        // A client that tells its MTU takes until then what the inner network carries; another takes what control says.
+        let given = match &activation.result {
+            AttachResult::Accepted(accepted) => accepted.mtu,
+            AttachResult::Rejected { .. } => BASE_MTU,
+        };
+        let mtu_max = self.limits.mtu_max.max(given);
+        let tells = intent.capabilities & CAPABILITY_MTU != 0;
         let ownership = Ownership {
+            mtu: if tells { mtu_max } else { given },
+            mtu_max,
             epoch: activation.epoch,
             path,
             expires: activation.expires,
@@ -115,6 +126,7 @@ impl DataPlane {
             share: Share::default(),
             traffic: Traffic::default(),
             swept: u64::MAX,
+            errors: ErrorPace::default(),
         });
         seal_to_client(&mut session.sealing, Content::Control, path, &frame, wire, &mut self.counters);
         send_key_set(&mut session.sealing, path, key_set, wire, &mut self.counters);

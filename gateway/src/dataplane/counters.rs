@@ -96,6 +96,8 @@ counted! {
         SealLimit => "seal_limit",
         /// The packet does not fit a datagram.
         TooLong => "too_long",
+        /// The packet is larger than the path to the client carries, and must not be cut.
+        TooBig => "too_big",
         /// The kernel took no more datagrams.
         SocketFull => "socket_full",
         /// A TCP, TLS or QUIC path was gone or its queue full.
@@ -150,6 +152,10 @@ counted! {
         PathMovesRefused => "path_moves_refused",
         /// Packets sent over a path and, within its budget, over one that has not proved itself yet.
         Copied => "copied",
+        /// ICMP errors that told senders of too large packets what the path to the client carries.
+        TooBigTold => "too_big_told",
+        /// Packets that were cut into fragments because they were too large, and might be.
+        Fragmented => "fragmented",
         /// Times that the authority was found to have run out.
         GuardTrips => "guard_trips",
     }

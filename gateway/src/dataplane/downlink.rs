@@ -4,8 +4,9 @@ use std::net::IpAddr;
 
 use jump_crypto::ids::SessionId;
 use jump_crypto::record::{Content, HEADER_LEN, OVERHEAD, RecordHeader};
+use jump_session::frame::MTU_MAX;
 use jump_session::gateway::Nanos;
-use jump_transport::tun::ecn_of;
+use jump_transport::tun::{TOO_BIG_LEN_MAX, ecn_of, fragment_ipv4, packet_too_big};
 
 use super::inner::{self, InnerHeader};
 use super::links::{Kind, SOURCE_LEN, decode_source};
@@ -36,7 +37,7 @@ impl DataPlane {
     ) {
         let destination = header.destination;
         match self.routes.get(destination).map(|route| route.target) {
-            Some(Target::Local(local)) => self.send_to_client(local, header.source, packet, wire),
+            Some(Target::Local(local)) => self.send_to_client(tick, local, header.source, packet, wire),
             Some(Target::Node(node)) => match self.links.get_mut(node) {
                 Some(link) => {
                     if link.send(kind, &[], packet, wire, &mut self.counters) {
@@ -54,7 +55,14 @@ impl DataPlane {
         }
     }
 
-    fn send_to_client<W: Wire>(&mut self, local: u32, source: IpAddr, packet: &[u8], wire: &mut W) {
+    fn send_to_client<W: Wire>(
+        &mut self,
+        tick: Tick,
+        local: u32,
+        source: IpAddr,
+        packet: &[u8],
+        wire: &mut W,
+    ) {
         let Some(Entry::Session(session)) = self.entries.get_mut(local) else {
             return self.counters.drop(DropReason::NotActive);
         };
@@ -66,6 +74,9 @@ impl DataPlane {
             && !inner::quoted_destination(packet).is_some_and(|asked| session.may_reach(asked))
         {
             return self.counters.drop(DropReason::InnerDestination);
+        }
+        if packet.len() > usize::from(session.machine.mtu()) {
+            return send_too_big(session, packet, tick.now, wire, &mut self.counters);
         }
         let sent = if session.machine.has_candidate() {
             seal_to_both(session, packet, wire, &mut self.counters)
@@ -131,7 +142,7 @@ impl DataPlane {
         match self.routes.get(header.destination).map(|route| route.target) {
             Some(Target::Local(local)) => {
                 self.counters.add(Count::RelayedIn);
-                self.send_to_client(local, header.source, packet, wire);
+                self.send_to_client(tick, local, header.source, packet, wire);
             }
             Some(Target::Node(_)) if kind == Kind::InnerPacket => {
                 self.send_down(tick, header, packet, Kind::ForwardedPacket, wire);
@@ -226,6 +237,39 @@ impl DataPlane {
     /// The session that this data plane carries, by its id.
     pub(super) fn carried(&self, session: SessionId) -> Option<u32> {
         self.by_session.get(&session).copied()
+    }
+}
+
+/// A packet that is larger than the client takes: cut, where it may be; otherwise dropped, and its sender is told.
+#[cold]
+fn send_too_big<W: Wire>(
+    session: &mut Session,
+    packet: &[u8],
+    now: Nanos,
+    wire: &mut W,
+    counters: &mut Counters,
+) {
+    let (mtu, path) = (session.machine.mtu(), session.machine.path());
+    let sealing = &mut session.sealing;
+    let mut fragment = [0; MTU_MAX as usize];
+    let cut = fragment_ipv4(packet, mtu, &mut fragment, &mut |fragment| {
+        seal_to_client(sealing, Content::Packet, path, fragment, wire, counters);
+    });
+    if cut {
+        counters.add(Count::Fragmented);
+        counters.add(Count::PacketsDown);
+        counters.add_many(Count::BytesDown, packet.len() as u64);
+        session.traffic.packets_down += 1;
+        session.traffic.bytes_down += packet.len() as u64;
+        return;
+    }
+    counters.drop(DropReason::TooBig);
+    let mut error = [0; TOO_BIG_LEN_MAX];
+    if session.errors.take(now)
+        && let Some(len) = packet_too_big(packet, mtu, &mut error)
+    {
+        wire.to_inner(&error[..len]);
+        counters.add(Count::TooBigTold);
     }
 }
 

@@ -35,7 +35,7 @@ use jump_crypto::cookie::Gate;
 use jump_crypto::entropy::Entropy;
 use jump_crypto::ids::{NodeNumber, ReceiverIndex, SessionId};
 use jump_crypto::record::{Content, HEADER_LEN, OVERHEAD, SealingKey};
-use jump_session::frame::{FRAME_LEN_MAX, Frame};
+use jump_session::frame::{FRAME_LEN_MAX, Frame, MTU_MAX};
 use jump_session::gateway::{Effect, Nanos, Timing};
 use jump_session::path::Path;
 use jump_transport::tun::ecn_of;
@@ -92,6 +92,8 @@ pub struct Limits {
     pub hint_rate: Rate,
     /// The session machines' timing.
     pub timing: Timing,
+    /// The largest inner packet that the inner network takes, in bytes.
+    pub mtu_max: u16,
 }
 
 impl Default for Limits {
@@ -104,6 +106,7 @@ impl Default for Limits {
             cookie_above_per_second: 1000,
             hint_rate: Rate { per_second: 10_000, burst: 2_000 },
             timing: Timing::default(),
+            mtu_max: 1360,
         }
     }
 }
@@ -372,7 +375,8 @@ fn send_frame<W: Wire>(
     wire: &mut W,
     counters: &mut Counters,
 ) {
-    let mut text = [0; FRAME_LEN_MAX];
+    // An MtuAnswer is as long as the largest inner packet.
+    let mut text = [0; MTU_MAX as usize];
     if let Some(len) = frame.encode(&mut text) {
         seal_to_client(sealing, Content::Control, to, &text[..len], wire, counters);
     }

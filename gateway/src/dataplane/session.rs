@@ -8,6 +8,7 @@ use jump_crypto::ids::{DeviceKey, SessionId};
 use jump_crypto::record::{OpeningKey, SealingKey};
 use jump_session::gateway::{GatewaySession, Nanos, Timing};
 use jump_session::path::Path;
+use jump_transport::tun::ErrorPace;
 
 use super::fair::Share;
 use super::timers::Armed;
@@ -105,6 +106,8 @@ pub(crate) struct Session {
     pub(crate) traffic: Traffic,
     /// Packets forwarded when it was last looked at as possibly idle.
     pub(super) swept: u64,
+    /// Of the ICMP errors that its owner sends to those who send it too much.
+    pub(super) errors: ErrorPace,
 }
 
 /// What was forwarded for one session by this gateway.

@@ -6,6 +6,7 @@ mod fuzz;
 mod garbage;
 mod handover;
 mod mesh;
+mod mtu;
 mod replay;
 
 use std::net::IpAddr;
@@ -322,6 +323,7 @@ pub(super) struct Client {
     verifier: GrantVerifier,
     cluster: jump_crypto::keys::ClusterPublic,
     next_seq: u64,
+    pub(super) capabilities: u32,
     pub(super) keys: Option<Established>,
 }
 
@@ -335,6 +337,7 @@ impl Client {
             verifier: GrantVerifier::new(&[cluster.grants.public()]),
             cluster: cluster.secret().public(),
             next_seq: 1,
+            capabilities: 0,
             keys: None,
         }
     }
@@ -354,7 +357,7 @@ impl Client {
             attempt: AttemptId::from_bytes([self.next_seq as u8; 16]),
             last_epoch: Epoch(rekey_epoch.unwrap_or(0)),
             reason: 1,
-            capabilities: 0,
+            capabilities: self.capabilities,
             rekey: rekey_epoch.is_some(),
             holding: jump_crypto::handshake::Holding::default(),
         };

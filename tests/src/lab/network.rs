@@ -242,6 +242,21 @@ impl Network {
         self.switch.ip(&format!("link set w{} {}", host.wan.octets()[3], if plugged { "up" } else { "down" }))
     }
 
+    /// Makes the switch lose what is longer than `mtu` bytes on a host's outer link, both ways and without a word. The host
+    /// itself sees no other MTU; it must cut its segmented sends before they leave, as a network card would.
+    ///
+    /// The kernel leaves room for a VLAN tag: up to 4 bytes more may pass.
+    ///
+    /// # Errors
+    /// When `ip` fails.
+    pub fn set_wan_mtu(&self, host: &Host, mtu: u16) -> Result<()> {
+        let port = format!("w{}", host.wan.octets()[3]);
+        for other in self.devices.iter().chain(&self.gateways) {
+            other.namespace.ip(&format!("link set {WAN_LINK} gso_max_segs 1"))?;
+        }
+        self.switch.ip(&format!("link set {port} mtu {mtu} gso_max_segs 1"))
+    }
+
     /// Takes a host's inner link down or up at the switch.
     ///
     /// # Errors

@@ -1,6 +1,7 @@
 //! The search for a gateway: handshakes are tried one gateway after another and may overlap; the first gateway that
 //! proves itself is asked to take the session over, and it alone.
 
+use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -14,7 +15,7 @@ use jump_crypto::keys::ClusterPublic;
 use jump_crypto::record::{Content, SealLimitReached};
 
 use super::{Client, Event, Now, PathId, RoundTrip, sealed_frame};
-use crate::frame::Frame;
+use crate::frame::{CAPABILITY_MTU, Frame};
 use crate::ids::{AttachSeq, AttemptId, Epoch};
 use crate::path::Transport;
 use crate::reason::Reason;
@@ -263,6 +264,18 @@ const REPLIES_FRESH: Duration = Duration::from_secs(60);
 /// No reply is expected to take longer, whatever earlier ones took.
 const EXPECTED_REPLY_MAX: Duration = Duration::from_secs(3);
 
+/// The addresses with their families in turn, each family in its order, the first one's first.
+fn in_turn(addresses: impl Iterator<Item = SocketAddr>) -> impl Iterator<Item = SocketAddr> {
+    let all: Vec<SocketAddr> = addresses.collect();
+    let v4_first = all.first().is_some_and(SocketAddr::is_ipv4);
+    let (mut these, mut those): (VecDeque<_>, VecDeque<_>) =
+        all.into_iter().partition(|address| address.is_ipv4() == v4_first);
+    core::iter::from_fn(move || {
+        core::mem::swap(&mut these, &mut those);
+        those.pop_front().or_else(|| these.pop_front())
+    })
+}
+
 /// The key for one round: each round over all gateways tries another.
 fn cluster_key(keys: &[ClusterPublic], round: u32) -> Option<ClusterPublic> {
     keys.get(round as usize % keys.len().max(1)).copied()
@@ -318,16 +331,17 @@ impl Client {
         });
     }
 
-    /// Every known gateway once: those asked for, then the roster; the present owner's last. One that sent a hint has lost
-    /// what it knew a moment ago: another that has not is the safer choice, at the same price of a round trip.
+    /// Every known gateway once: those asked for, then the roster, IPv4 and IPv6 in turn (RFC 8305 §4), so that a network
+    /// that loses one of them silently costs one step; the present owner's last. One that sent a hint has lost what it
+    /// knew a moment ago: another that has not is the safer choice, at the same price of a round trip.
     fn targets(&self, first: &[SocketAddr]) -> Vec<SocketAddr> {
         let present = self.link.as_ref().map(|link| link.gateway);
         let others =
             self.roster.iter().chain(&self.config.gateways).filter(|gateway| Some(**gateway) != present);
         let mut targets: Vec<SocketAddr> = Vec::new();
-        for gateway in first.iter().chain(others).chain(&present) {
-            if !targets.contains(gateway) {
-                targets.push(*gateway);
+        for gateway in first.iter().copied().chain(in_turn(others.copied())).chain(present) {
+            if !targets.contains(&gateway) {
+                targets.push(gateway);
             }
         }
         targets
@@ -525,7 +539,7 @@ impl Client {
             attempt: claim.attempt,
             last_epoch: if self.session.is_some() { self.epoch } else { Epoch(0) },
             reason: reason.number(),
-            capabilities: 0,
+            capabilities: CAPABILITY_MTU,
             rekey,
             holding: Holding::new(self.config.key_set, &self.config.verifier),
         };

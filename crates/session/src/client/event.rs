@@ -9,6 +9,7 @@ use jump_crypto::handshake::Suite;
 use jump_crypto::key_set::KeySetClaims;
 
 use super::detection::RoundTrip;
+use super::path_mtu::Phase as MtuPhase;
 use super::state::State;
 use crate::frame::Accepted;
 use crate::ids::{AttachSeq, AttemptId, Epoch, Incarnation, NodeId, SessionId};
@@ -180,6 +181,14 @@ pub enum Event {
         /// True when this side changed nothing.
         implicit: bool,
     },
+    /// The path carries larger inner packets now, or only smaller ones. [`Attached`] begins with what
+    /// [`mtu`](super::Client::mtu) says then.
+    MtuChanged {
+        /// The largest inner packet before, in bytes.
+        from: u16,
+        /// The largest inner packet from now on.
+        to: u16,
+    },
     /// The first inner packet after an acceptance arrived.
     FirstByte {
         /// The epoch.
@@ -263,6 +272,8 @@ pub struct Meter {
     /// Records received under these keys, and the highest counter among them.
     pub(super) received: u64,
     pub(super) newest: u64,
+    /// Probes of the path's MTU that were too long: lost by intention.
+    excused: u64,
     /// Where the last measurement ended, in each direction: records seen, and the highest counter.
     up_base: Option<(u64, u64)>,
     down_base: (u64, u64),
@@ -282,8 +293,14 @@ impl Meter {
         }
     }
 
+    /// So many records more were lost because they were meant to find out whether they would be.
+    pub(super) fn excuse(&mut self, lost: u8) {
+        self.excused += u64::from(lost);
+    }
+
     /// The gateway has seen `received` records up to `newest`.
     pub(super) fn told(&mut self, received: u64, newest: u64) {
+        let received = received + self.excused;
         let base = *self.up_base.get_or_insert((received, newest));
         if newest >= base.1.saturating_add(Self::SAMPLE_MIN) {
             smooth(&mut self.loss_up, base, (received, newest));
@@ -353,6 +370,8 @@ pub struct Status {
     pub rtt: Option<RoundTrip>,
     /// Traffic and loss on the way to the owner.
     pub meter: Meter,
+    /// The largest inner packet that the path carries, and how far its discovery is; `None` without an owner.
+    pub mtu: Option<(u16, MtuPhase)>,
     /// Other ways that are being tried.
     pub tried: Vec<TriedWay>,
     /// Since when the owner was last heard, on the machine's clock.

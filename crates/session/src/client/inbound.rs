@@ -99,7 +99,7 @@ impl Client {
                     return None;
                 }
                 if holder == Holder::Link {
-                    self.note_packet(now, path);
+                    self.note_packet(now, path, opened.plaintext.len());
                 }
                 Some(opened.plaintext)
             }
@@ -133,10 +133,11 @@ impl Client {
         }
     }
 
-    fn note_packet(&mut self, now: Now, path: PathId) {
+    fn note_packet(&mut self, now: Now, path: PathId, len: usize) {
         let Some(link) = &mut self.link else { return };
         if link.path == path {
             link.detector.received_packet();
+            link.mtu.carried(now.at, len);
         }
         if let Some(link) = &mut self.link
             && let Some(accepted_at) = link.accepted_at.take()
@@ -166,8 +167,20 @@ impl Client {
                     link.meter.told(received, newest);
                     link.detector.ponged(now.at, id);
                     link.suspicion = Reason::GatewayUnresponsive;
+                    let before = link.mtu.mtu();
+                    link.mtu.answered_briefly(id);
+                    let after = link.mtu.mtu();
+                    self.note_mtu(before, after);
                 }
                 self.take_link_back(now.at);
+            }
+            (Holder::Link, Frame::MtuAnswer { id, mtu_max, len }) => {
+                if let Some(link) = self.link.as_mut().filter(|link| link.path == path) {
+                    let before = link.mtu.mtu();
+                    link.mtu.answered(now.at, id, len, mtu_max);
+                    let after = link.mtu.mtu();
+                    self.note_mtu(before, after);
+                }
             }
             (Holder::Link, Frame::Migrate { reason, targets }) => {
                 let already = self.campaign.is_some();
@@ -201,6 +214,7 @@ impl Client {
                 | Frame::Terminated { .. }
                 | Frame::Close { .. }
                 | Frame::MtuProbe { .. }
+                | Frame::MtuAnswer { .. }
                 | Frame::Bound { .. }
                 | Frame::Keys { .. },
             )

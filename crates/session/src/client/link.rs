@@ -9,8 +9,9 @@ use jump_crypto::handshake::Established;
 use jump_crypto::record::{Content, OpeningKey, SealLimitReached};
 
 use super::detection::{Detector, Verdict};
+use super::path_mtu::PathMtu;
 use super::rekey::Rekey;
-use super::{Client, Event, Meter, Now, PathId, State, Trigger};
+use super::{Client, Event, Meter, Now, PathId, State, Trigger, path_mtu};
 use crate::frame::Frame;
 use crate::ids::{Epoch, ReceiverIndex};
 use crate::path::Transport;
@@ -27,6 +28,7 @@ pub(super) struct Link {
     pub(super) gateway: SocketAddr,
     pub(super) epoch: Epoch,
     pub(super) detector: Detector,
+    pub(super) mtu: PathMtu,
     /// False once the path is lost or its keys are spent: it may still receive, and nothing is sent on it.
     pub(super) usable: bool,
     /// Set until the first inner packet arrives: when the link was accepted.
@@ -63,7 +65,10 @@ impl Link {
     }
 
     pub(super) fn timeout(&self) -> Duration {
-        if self.usable { self.detector.timeout().min(self.rekey.timeout()) } else { Duration::MAX }
+        if !self.usable {
+            return Duration::MAX;
+        }
+        self.detector.timeout().min(self.rekey.timeout()).min(self.mtu.timeout())
     }
 }
 
@@ -71,10 +76,12 @@ impl Client {
     pub(super) const DRAINS_MAX: usize = 4;
 
     pub(super) fn drive_link(&mut self, now: Now) {
+        self.drive_mtu(now.at);
         let Some(link) = self.link.as_mut().filter(|link| link.usable) else { return };
         match link.detector.poll(now.at) {
             Verdict::Quiet => {}
             Verdict::Probe { id, unanswered } => {
+                link.mtu.doubt(now.at);
                 self.send_on_link(now.at, &Frame::Ping { id });
                 if unanswered > 0 {
                     self.step(now.at, Trigger::Unanswered, Reason::PathDegraded);
@@ -98,6 +105,34 @@ impl Client {
             return self.drive_link(now);
         }
         self.drive_rekey(now);
+    }
+
+    /// Sends the probe of the path's MTU that is due. It asks nothing of the path: being too long is no silence.
+    fn drive_mtu(&mut self, now: Duration) {
+        let Some(link) = self.link.as_mut().filter(|link| link.usable) else { return };
+        let before = link.mtu.mtu();
+        let step = link.mtu.poll(now, link.detector.probe_timeout(), link.detector.last_received());
+        let after = link.mtu.mtu();
+        link.meter.excuse(step.lost);
+        if step.doubts && !link.detector.is_asked() {
+            link.detector.probe_now(now);
+        }
+        if let Some(path_mtu::Send { id, size, mtu }) = step.send {
+            let path = link.path;
+            let sealed = super::sealed_frame(&Frame::MtuProbe { id, mtu, len: size }, |buffer, len| {
+                link.keys.sealing.seal(Content::Control, buffer, len).ok()
+            });
+            if let Some(datagram) = sealed {
+                self.transmit(path, datagram);
+            }
+        }
+        self.note_mtu(before, after);
+    }
+
+    pub(super) fn note_mtu(&mut self, before: u16, after: u16) {
+        if before != after {
+            self.events.push_back(Event::MtuChanged { from: before, to: after });
+        }
     }
 
     /// When a wobbling path that answers is asked again, so that it can be called steady.

@@ -9,8 +9,10 @@ use jump_crypto::handshake::{Established, ReplyInfo};
 use super::campaign::{Again, Confirming};
 use super::detection::Detector;
 use super::link::Link;
+use super::path_mtu::PathMtu;
 use super::rejection::{Course, course};
 use super::rekey::Rekey;
+use super::ways::inner_len_max;
 use super::{Attached, Client, Event, Meter, Now, PathId, Timings, Trigger};
 use crate::frame::{Accepted, AttachResult};
 use crate::ids::{AttachSeq, Epoch};
@@ -200,14 +202,24 @@ impl Client {
         if let Some(sample) = confirming.rtt {
             detector.sample(sample);
         }
+        // The new gateway is likely to be reached by the same network: what was found there is proved again, not searched.
+        let transport = confirming.transport;
+        let found = self.link.as_ref().filter(|link| link.transport == transport).map(|link| link.mtu.mtu());
         let link = Link {
             detector,
+            mtu: PathMtu::new(
+                now.at,
+                accepted.mtu,
+                found,
+                self.config.tuning.mtu_max,
+                inner_len_max(transport),
+            ),
             rekey: Rekey::due_at(now.at + self.config.tuning.rekey_after),
             keys: confirming.keys,
             node: confirming.node,
             hint: confirming.hint,
             path: confirming.path,
-            transport: confirming.transport,
+            transport,
             meter: Meter::default(),
             gateway: confirming.gateway,
             epoch: accepted.epoch,

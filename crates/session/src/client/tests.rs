@@ -5,6 +5,7 @@ mod attach;
 mod chaos;
 mod hostile;
 mod load;
+mod mtu;
 mod owner;
 mod ways;
 mod world;

@@ -9,7 +9,7 @@ use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use jump_crypto::record::Content;
+use jump_crypto::record::{Content, OVERHEAD};
 
 use super::detection::RoundTrip;
 use super::{Client, Event, NetworkChange, PathId, State, Trigger, sealed_frame};
@@ -37,6 +37,11 @@ pub(super) fn address_of(doors: &[Door], gateway: SocketAddr, transport: Transpo
         Transport::Tls => Some(TLS_PORT),
     };
     port.map(|port| SocketAddr::new(gateway.ip(), port))
+}
+
+/// The largest inner packet that fits a datagram of `transport`.
+pub(super) fn inner_len_max(transport: Transport) -> u16 {
+    transport.datagram_len_max() - OVERHEAD as u16
 }
 
 /// What the machine knows of the ways besides the one in use.
@@ -306,11 +311,15 @@ impl Client {
         let Some(link) = &mut self.link else { return };
         let from = link.transport;
         link.transport = transport;
+        let before = link.mtu.mtu();
+        link.mtu.moved(now, Some(inner_len_max(transport)));
+        let after = link.mtu.mtu();
         let returned = !link.usable;
         link.usable = true;
         self.ways.pace.switched(now, from, transport);
         self.ways.return_wait = Ways::RETURN_WAIT;
         self.ways.schedule_return(now, Duration::ZERO);
+        self.note_mtu(before, after);
         self.move_link(now, path, rtt, Reason::GatewayUnresponsive);
         self.events.push_back(Event::PathChanged {
             path,
@@ -342,13 +351,14 @@ impl Client {
         self.ways.leaving.push_back((old, now + window));
         self.ways.switches += 1;
         self.binding_expected = true;
-        self.send_on_link(now, &Frame::MtuProbe { id, len: ANNOUNCEMENT_LEN });
+        self.send_on_link(now, &Frame::MtuProbe { id, mtu: 0, len: ANNOUNCEMENT_LEN });
     }
 
     /// Takes a new local port to the same gateway under the same keys, and asks it at once.
     pub(super) fn rebind(&mut self, now: Duration, change: NetworkChange) {
-        let Some(link) = &self.link else { return };
+        let Some(link) = &mut self.link else { return };
         let (gateway, transport, rtt) = (link.gateway, link.transport, link.detector.rtt());
+        link.mtu.moved(now, None);
         let path = self.open_path(gateway, transport);
         let reason = match change {
             NetworkChange::Changed => Reason::NetworkChanged,

@@ -4,8 +4,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use super::{
-    Accepted, AttachResult, DNS_MAX, DOORS_MAX, FRAME_LEN_MAX, Frame, INNER_MAX, MTU_MIN, MTU_PROBE_LEN_MIN,
-    MalformedFrame, ROSTER_MAX, ROUTES_MAX,
+    Accepted, AttachResult, DNS_MAX, DOORS_MAX, FRAME_LEN_MAX, Frame, INNER_MAX, MTU_ANSWER_LEN_MIN, MTU_MIN,
+    MTU_PROBE_LEN_MIN, MalformedFrame, ROSTER_MAX, ROUTES_MAX,
 };
 use crate::ids::{AttachSeq, Epoch, SessionId};
 use crate::path::{Door, Transport};
@@ -26,6 +26,7 @@ const MTU_PROBE: u8 = 10;
 const BOUND: u8 = 11;
 const KEYS: u8 = 12;
 const PENDING: u8 = 13;
+const MTU_ANSWER: u8 = 14;
 
 const ACCEPTED: u8 = 1;
 const REJECTED: u8 = 2;
@@ -37,7 +38,7 @@ impl Frame {
     /// Durations are written in whole milliseconds; IPv6 scope and flow label are not written.
     pub fn encode(&self, out: &mut [u8]) -> Option<usize> {
         let bound = match self {
-            Self::MtuProbe { len, .. } => usize::from(*len),
+            Self::MtuProbe { len, .. } | Self::MtuAnswer { len, .. } => usize::from(*len),
             Self::Confirm
             | Self::Pending
             | Self::AttachResult(_)
@@ -105,15 +106,21 @@ impl Writer<'_> {
             }
             Frame::Terminated { reason } => self.tagged(TERMINATED, &reason.number().to_be_bytes()),
             Frame::Close { reason } => self.tagged(CLOSE, &reason.number().to_be_bytes()),
-            Frame::MtuProbe { id, len } => {
-                if *len < MTU_PROBE_LEN_MIN {
-                    return None;
-                }
+            Frame::MtuProbe { id, mtu: 0, len } if *len >= MTU_PROBE_LEN_MIN => {
                 self.tagged(MTU_PROBE, &id.to_be_bytes())?;
-                self.out.get_mut(self.len..)?.fill(0);
-                self.len = self.out.len();
-                Some(())
+                self.padding()
             }
+            Frame::MtuProbe { id, mtu, len } if *len >= MTU_ANSWER_LEN_MIN && *mtu >= MTU_MIN => {
+                self.tagged(MTU_PROBE, &id.to_be_bytes())?;
+                self.u16(*mtu)?;
+                self.padding()
+            }
+            Frame::MtuAnswer { id, mtu_max, len } if *len >= MTU_ANSWER_LEN_MIN && *mtu_max >= MTU_MIN => {
+                self.tagged(MTU_ANSWER, &id.to_be_bytes())?;
+                self.u16(*mtu_max)?;
+                self.padding()
+            }
+            Frame::MtuProbe { .. } | Frame::MtuAnswer { .. } => None,
             Frame::Bound { binding } => self.tagged(BOUND, &binding.to_be_bytes()),
             Frame::Keys { key_set } if key_set.len() <= KeySet::LEN_MAX => {
                 self.u8(KEYS)?;
@@ -189,6 +196,13 @@ impl Writer<'_> {
         self.u16(reason.number())
     }
 
+    /// Zeros to the end of the frame.
+    fn padding(&mut self) -> Option<()> {
+        self.out.get_mut(self.len..)?.fill(0);
+        self.len = self.out.len();
+        Some(())
+    }
+
     fn tagged(&mut self, tag: u8, body: &[u8]) -> Option<()> {
         self.u8(tag)?;
         self.bytes(body)
@@ -221,7 +235,7 @@ struct Reader<'a> {
 impl Reader<'_> {
     fn frame(&mut self, len: usize) -> Option<Frame> {
         let tag = self.u8()?;
-        if tag != MTU_PROBE && len > FRAME_LEN_MAX {
+        if !matches!(tag, MTU_PROBE | MTU_ANSWER) && len > FRAME_LEN_MAX {
             return None;
         }
         let frame = match tag {
@@ -240,8 +254,17 @@ impl Reader<'_> {
             CLOSE => Frame::Close { reason: self.reason()? },
             MTU_PROBE => {
                 let id = self.u64()?;
+                // Padding of a peer that tells none is zero.
+                let mtu = if self.rest.len() < 2 { 0 } else { self.u16()? };
                 self.rest = &[];
-                Frame::MtuProbe { id, len: u16::try_from(len).ok()? }
+                let known = mtu == 0 || mtu >= MTU_MIN;
+                known.then_some(Frame::MtuProbe { id, mtu, len: u16::try_from(len).ok()? })?
+            }
+            MTU_ANSWER => {
+                let id = self.u64()?;
+                let mtu_max = self.u16().filter(|mtu| *mtu >= MTU_MIN)?;
+                self.rest = &[];
+                Frame::MtuAnswer { id, mtu_max, len: u16::try_from(len).ok()? }
             }
             BOUND => Frame::Bound { binding: self.u64()? },
             KEYS => {

@@ -86,7 +86,17 @@ fn frame() -> impl Strategy<Value = Frame> {
             .prop_map(|(reason, targets)| Frame::Migrate { reason, targets }),
         reason().prop_map(|reason| Frame::Terminated { reason }),
         reason().prop_map(|reason| Frame::Close { reason }),
-        (any::<u64>(), MTU_PROBE_LEN_MIN..2000).prop_map(|(id, len)| Frame::MtuProbe { id, len }),
+        (any::<u64>(), MTU_PROBE_LEN_MIN..2000).prop_map(|(id, len)| Frame::MtuProbe { id, mtu: 0, len }),
+        (any::<u64>(), MTU_MIN.., MTU_ANSWER_LEN_MIN..2000).prop_map(|(id, mtu, len)| Frame::MtuProbe {
+            id,
+            mtu,
+            len
+        }),
+        (any::<u64>(), MTU_MIN.., MTU_ANSWER_LEN_MIN..2000).prop_map(|(id, mtu_max, len)| Frame::MtuAnswer {
+            id,
+            mtu_max,
+            len
+        }),
         any::<u64>().prop_map(|binding| Frame::Bound { binding }),
         vec(any::<u8>(), 0..=jump_crypto::key_set::KeySet::LEN_MAX)
             .prop_map(|key_set| Frame::Keys { key_set }),
@@ -112,8 +122,10 @@ proptest! {
         let shorter = Frame::decode(&bytes[..cut.index(bytes.len())]);
         bytes.push(0);
         let longer = Frame::decode(&bytes);
-        if let Frame::MtuProbe { id, len } = frame {
-            prop_assert_eq!(longer, Ok(Frame::MtuProbe { id, len: len + 1 }));
+        if let Frame::MtuProbe { id, mtu, len } = frame {
+            prop_assert_eq!(longer, Ok(Frame::MtuProbe { id, mtu, len: len + 1 }));
+        } else if let Frame::MtuAnswer { id, mtu_max, len } = frame {
+            prop_assert_eq!(longer, Ok(Frame::MtuAnswer { id, mtu_max, len: len + 1 }));
         } else {
             prop_assert_eq!(shorter, Err(MalformedFrame));
             prop_assert_eq!(longer, Err(MalformedFrame));
@@ -122,12 +134,12 @@ proptest! {
 
     #[test]
     fn hostile_bytes_never_panic_and_what_is_read_has_one_encoding(
-        tag in 0u8..13, kind in 0u8..4, body in vec(any::<u8>(), 0..1300)
+        tag in 0u8..15, kind in 0u8..4, body in vec(any::<u8>(), 0..1300)
     ) {
         let mut bytes = vec![tag, kind];
         bytes.extend(body);
         if let Ok(frame) = Frame::decode(&bytes)
-            && !matches!(frame, Frame::MtuProbe { .. })
+            && !matches!(frame, Frame::MtuProbe { .. } | Frame::MtuAnswer { .. })
         {
             prop_assert_eq!(encoded(&frame), bytes);
         }
@@ -159,7 +171,9 @@ fn the_byte_layout_is_the_documented_one() {
     assert_eq!(hex(&Frame::Ping { id: 0x0102 }), "030000000000000102");
     assert_eq!(hex(&Frame::PathResponse { token: *b"abcdefgh" }), "066162636465666768");
     assert_eq!(hex(&Frame::Terminated { reason: Reason::KeyRevoked }), "080017");
-    assert_eq!(hex(&Frame::MtuProbe { id: 1, len: 12 }), "0a0000000000000001000000");
+    assert_eq!(hex(&Frame::MtuProbe { id: 1, mtu: 0, len: 12 }), "0a0000000000000001000000");
+    assert_eq!(hex(&Frame::MtuProbe { id: 1, mtu: 1280, len: 12 }), "0a0000000000000001050000");
+    assert_eq!(hex(&Frame::MtuAnswer { id: 1, mtu_max: 1360, len: 12 }), "0e0000000000000001055000");
     assert_eq!(hex(&Frame::Keys { key_set: vec![1, 3, 7] }), "0c0003010307");
     let targets = vec!["192.0.2.1:51820".parse().unwrap(), "[2001:db8::1]:443".parse().unwrap()];
     assert_eq!(
@@ -188,6 +202,10 @@ fn lists_and_numbers_beyond_their_bounds_are_neither_written_nor_read() {
     bytes[3] += 1;
     bytes.extend([4, 192, 0, 2, 1, 0, 1]);
     assert_eq!(Frame::decode(&bytes), Err(MalformedFrame));
-    assert_eq!(Frame::MtuProbe { id: 1, len: 8 }.encode(&mut [0; 2048]), None);
+    assert_eq!(Frame::MtuProbe { id: 1, mtu: 0, len: 8 }.encode(&mut [0; 2048]), None);
+    assert_eq!(Frame::MtuProbe { id: 1, mtu: 1280, len: 10 }.encode(&mut [0; 2048]), None);
+    assert_eq!(Frame::MtuProbe { id: 1, mtu: 575, len: 64 }.encode(&mut [0; 2048]), None);
+    assert_eq!(Frame::MtuAnswer { id: 1, mtu_max: 575, len: 64 }.encode(&mut [0; 2048]), None);
+    assert_eq!(Frame::decode(&[10, 0, 0, 0, 0, 0, 0, 0, 1, 2, 0x3f]), Err(MalformedFrame), "an MTU of 575");
     assert_eq!(Frame::decode(&[8, 0xff, 0xff]), Err(MalformedFrame), "an unknown reason was read");
 }

@@ -36,6 +36,8 @@ impl Rig {
             idle_transport_max: Duration::from_secs(120),
             switches_per_minute_max: 2,
             switch_cooldown: Duration::ZERO,
+            mtu: 1280,
+            mtu_max: 1360,
         };
         Self {
             session: GatewaySession::accepted(&ownership, 0),
@@ -71,6 +73,40 @@ fn challenge_token(effects: &[Effect]) -> Option<[u8; 8]> {
         | Effect::MoveRefused { .. }
         | Effect::End { .. } => None,
     })
+}
+
+#[test]
+fn a_probe_is_answered_as_long_as_it_is_and_tells_what_the_client_takes() {
+    let mut rig = Rig::new();
+    assert_eq!(rig.session.mtu(), 1280);
+    let probe = |id, mtu, len| Frame::MtuProbe { id, mtu, len };
+    let answer =
+        |id, len| Effect::Send { to: address(1000), frame: Frame::MtuAnswer { id, mtu_max: 1360, len } };
+    assert_eq!(rig.frame(0, address(1000), probe(9, 1300, 1340)), [answer(9, 1340)]);
+    assert_eq!(rig.session.mtu(), 1300);
+    // One that was overtaken tells nothing any more; one that wants too much is answered with what there is.
+    assert_eq!(rig.frame(0, address(1000), probe(8, 1280, 1280)), [answer(8, 1280)]);
+    assert_eq!(rig.session.mtu(), 1300);
+    assert_eq!(rig.frame(0, address(1000), probe(10, 9000, 9000)), [answer(10, 1360)]);
+    assert_eq!(rig.session.mtu(), 1360);
+    let pong = Frame::Pong { id: 11, received: 0, newest: 0 };
+    let told = rig.frame(0, address(1000), probe(11, 0, 1000));
+    assert_eq!(told, [Effect::Send { to: address(1000), frame: pong }], "an announcement");
+    assert_eq!(rig.session.mtu(), 1360);
+}
+
+#[test]
+fn a_path_that_has_not_proved_itself_is_sent_no_answer_beyond_its_budget() {
+    let mut rig = Rig::new();
+    let record = Received { source: address(2000), counter: 1, newest: true, len: 60, probes: false };
+    rig.session.on_record(0, record, &rig.timing, &mut rig.entropy, &mut rig.out);
+    rig.out.clear();
+    let probe = Frame::MtuProbe { id: 1, mtu: 1280, len: 1280 };
+    assert_eq!(rig.frame(0, address(2000), probe.clone()), [], "60 bytes came from there");
+    let record = Received { len: 1312, counter: 2, ..record };
+    rig.session.on_record(0, record, &rig.timing, &mut rig.entropy, &mut rig.out);
+    rig.out.clear();
+    assert_eq!(rig.frame(0, address(2000), probe).len(), 1);
 }
 
 #[test]

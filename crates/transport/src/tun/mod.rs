@@ -4,10 +4,12 @@ mod checksum;
 mod coalesce;
 mod ecn;
 mod flow;
+mod mss;
 #[doc(hidden)]
 pub mod raw;
 mod route;
 mod split;
+mod too_big;
 mod vnet;
 
 use std::io;
@@ -20,7 +22,9 @@ use crate::sys;
 
 pub use coalesce::{TunSendBatch, Written};
 pub use ecn::{apply_outer_ecn, ecn_of};
+pub use mss::clamp_mss;
 pub use route::{add_address, add_route, delete_address, delete_route};
+pub use too_big::{ErrorPace, TOO_BIG_LEN_MAX, fragment_ipv4, packet_too_big};
 
 /// How a TUN device is made.
 #[derive(Debug, Clone)]

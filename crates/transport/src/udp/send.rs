@@ -52,6 +52,8 @@ pub struct Flushed {
     pub dropped: u64,
     /// Set when the kernel reported that the peer refuses or cannot be reached (on a connected socket).
     pub refused: bool,
+    /// Set when the device's own network took no datagram that long, or the kernel was told so by a router.
+    pub too_long: bool,
 }
 
 impl SendBatch {
@@ -178,7 +180,10 @@ impl SendBatch {
                 libc::EIO | libc::EINVAL if messages[done].segment_len != 0 => {
                     self.send_unsegmented(socket, start, ends[done]);
                 }
-                _ => self.flushed.dropped += (ends[done] - start) as u64,
+                errno => {
+                    self.flushed.too_long |= errno == libc::EMSGSIZE;
+                    self.flushed.dropped += (ends[done] - start) as u64;
+                }
             }
             done += 1;
         }
@@ -187,15 +192,18 @@ impl SendBatch {
     /// Sends the datagrams of a refused run one by one. When they pass, segmentation was at fault and is not used again.
     fn send_unsegmented(&mut self, socket: &UdpSocket, start: usize, end: usize) {
         let mut sent = 0;
+        let mut too_long = false;
         for slot in start..end {
             let message = self.message(socket, slot, slot + 1);
             let mut result = sys::send_messages(socket.as_fd(), &self.bytes, &[message]);
             if matches!(&result, Err(e) if e.kind() == io::ErrorKind::WouldBlock) && wait_writable(socket) {
                 result = sys::send_messages(socket.as_fd(), &self.bytes, &[message]);
             }
+            too_long |= matches!(&result, Err(e) if e.raw_os_error() == Some(libc::EMSGSIZE));
             sent += u64::from(result.is_ok());
         }
-        if sent > 0 && socket.shared.segmentation.swap(false, Ordering::Relaxed) {
+        self.flushed.too_long |= too_long;
+        if sent > 0 && !too_long && socket.shared.segmentation.swap(false, Ordering::Relaxed) {
             tracing::warn!(
                 "the kernel or the interface refuses UDP segmentation; sending datagrams one by one"
             );

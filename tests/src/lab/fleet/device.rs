@@ -341,6 +341,7 @@ impl Device {
             Event::StateChanged { .. }
             | Event::NoEntropy(_)
             | Event::Bound { .. }
+            | Event::MtuChanged { .. }
             | Event::FirstByte { .. }
             | Event::Rekeyed { .. }
             | Event::KeysChanged(_) => {}

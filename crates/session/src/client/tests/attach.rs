@@ -1,5 +1,6 @@
 //! Birth, reattach, and what decides between gateways.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use super::world::{MS, Mood, World, download, rejected};
@@ -27,6 +28,51 @@ fn a_new_session_is_born_in_epoch_one_and_carries_packets_both_ways() {
     assert_eq!(world.gateways[owner].packets, [b"up".to_vec()]);
     assert_eq!(world.received, [download(7)]);
     assert!(world.events.iter().any(|(_, event)| matches!(event, Event::FirstByte { epoch: Epoch(1), .. })));
+}
+
+#[test]
+fn a_network_that_loses_one_address_family_silently_costs_one_step_and_one_attach_is_made() {
+    for lost_is_v4 in [true, false] {
+        let v4 = (1..=3u8).map(|n| SocketAddr::from(([192, 0, 2, n], 51820)));
+        let v6 = (1..=3u16).map(|n| SocketAddr::from(([0x2001, 0xdb8, 0, 0, 0, 0, 0, n], 51820)));
+        let all: Vec<SocketAddr> = if lost_is_v4 { v4.chain(v6).collect() } else { v6.chain(v4).collect() };
+        let mut world = World::at_addresses(92, all);
+        for gateway in &mut world.gateways {
+            if gateway.address.is_ipv4() == lost_is_v4 {
+                gateway.mood = Mood::Silent;
+            }
+        }
+        world.start();
+        world.run(MS * 150);
+        assert_eq!(world.client.status().state, State::Attached);
+        let tried: Vec<bool> = world
+            .events
+            .iter()
+            .filter_map(|(_, event)| match event {
+                Event::Attempted { gateway, .. } => Some(gateway.is_ipv4()),
+                _ => None,
+            })
+            .collect();
+        assert_eq!(tried, [lost_is_v4, !lost_is_v4]);
+        let confirms: usize = world
+            .gateways
+            .iter()
+            .map(|gateway| gateway.frames.iter().filter(|frame| matches!(frame, Frame::Confirm)).count())
+            .sum();
+        assert_eq!(confirms, 1, "more than one gateway was asked");
+    }
+}
+
+#[test]
+fn addresses_that_race_with_an_answer_each_lead_to_one_attach() {
+    let addresses = (1..=4u8).map(|n| SocketAddr::from(([192, 0, 2, n], 51820))).collect();
+    let mut world = World::at_addresses(93, addresses);
+    // Every answer comes after all have been asked.
+    world.latency = MS * 250;
+    world.start();
+    world.run(MS * 3000);
+    let asked = world.gateways.iter().filter(|gateway| !gateway.inits.is_empty()).count();
+    assert_eq!((asked, world.attaches().len(), world.store.epoch), (4, 1, 1));
 }
 
 #[test]

@@ -17,7 +17,7 @@ use jump_crypto::wire::DatagramType;
 use crate::client::{
     Attached, Client, ClientConfig, Event, Now, PathError, PathId, State, Stored, Ticket, Transmit, Tuning,
 };
-use crate::frame::{Accepted, AttachResult, FRAME_LEN_MAX, Frame};
+use crate::frame::{Accepted, AttachResult, FRAME_LEN_MAX, Frame, MTU_MAX};
 use crate::ids::{AttachSeq, AttemptId, DeviceKey, Epoch, Incarnation, NodeId, ReceiverIndex, SessionId};
 use crate::path::Transport;
 use crate::reason::Reason;
@@ -134,6 +134,10 @@ pub(super) struct World {
     pub(super) transports: BTreeMap<PathId, Transport>,
     /// Datagrams by these vanish.
     pub(super) blocked: Vec<Transport>,
+    /// Longer datagrams by these vanish.
+    pub(super) carries: BTreeMap<Transport, usize>,
+    /// The largest inner packet that gateways take; `None` for gateways that do not know path MTU discovery.
+    pub(super) mtu_max: Option<u16>,
     pub(super) received: Vec<Vec<u8>>,
     pub(super) latency: Duration,
     pub(super) loss_percent: u64,
@@ -190,6 +194,16 @@ impl World {
         )
     }
 
+    /// A world whose gateways have these addresses, and whose client has not begun.
+    pub(super) fn at_addresses(seed: u64, addresses: Vec<SocketAddr>) -> Self {
+        let config = ClientConfig { gateways: addresses.clone(), ..config(addresses.len()) };
+        let mut world = Self::made(seed, config, Stored::default());
+        for (gateway, address) in world.gateways.iter_mut().zip(addresses) {
+            gateway.address = address;
+        }
+        world
+    }
+
     fn made(seed: u64, config: ClientConfig, stored: Stored) -> Self {
         let gateways = config.gateways.len();
         let (cluster, grants, _) = keys();
@@ -204,6 +218,8 @@ impl World {
             paths: BTreeMap::new(),
             transports: BTreeMap::new(),
             blocked: Vec::new(),
+            carries: BTreeMap::new(),
+            mtu_max: None,
             received: Vec::new(),
             latency: MS * 2,
             loss_percent: 0,
@@ -328,12 +344,14 @@ impl World {
         delays
     }
 
-    fn is_blocked(&self, path: PathId) -> bool {
-        self.transports.get(&path).is_some_and(|transport| self.blocked.contains(transport))
+    fn is_blocked(&self, path: PathId, len: usize) -> bool {
+        self.transports.get(&path).is_some_and(|transport| {
+            self.blocked.contains(transport) || self.carries.get(transport).is_some_and(|max| len > *max)
+        })
     }
 
     pub(super) fn carry_up(&mut self, path: PathId, gateway: SocketAddr, datagram: Vec<u8>) {
-        if self.is_blocked(path) {
+        if self.is_blocked(path, datagram.len()) {
             return;
         }
         for delay in self.delays() {
@@ -342,7 +360,7 @@ impl World {
     }
 
     pub(super) fn carry_down(&mut self, path: PathId, datagram: Vec<u8>) {
-        if self.is_blocked(path) {
+        if self.is_blocked(path, datagram.len()) {
             return;
         }
         for delay in self.delays() {
@@ -469,6 +487,11 @@ impl World {
                 }
                 self.push(self.now + delay, Arrival::Result(address, index));
             }
+            Frame::MtuProbe { id, mtu, len } if mtu > 0 && self.mtu_max.is_some() => {
+                let mtu_max = self.mtu_max.expect("just checked");
+                let answer = Frame::MtuAnswer { id, mtu_max, len: len.min(mtu_max) };
+                self.say(at, header.receiver.0, &answer);
+            }
             Frame::Ping { id } | Frame::MtuProbe { id, .. } => {
                 self.say(at, header.receiver.0, &Frame::Pong { id, received: 0, newest: 0 });
             }
@@ -581,8 +604,9 @@ impl World {
 
     /// Sends a control frame under the keys of `index`.
     pub(super) fn say(&mut self, at: usize, index: u32, frame: &Frame) {
-        let mut buffer = vec![0; FRAME_LEN_MAX + OVERHEAD];
-        let len = frame.encode(&mut buffer[HEADER_LEN..FRAME_LEN_MAX + HEADER_LEN]).expect("fits");
+        let room = FRAME_LEN_MAX.max(usize::from(MTU_MAX));
+        let mut buffer = vec![0; room + OVERHEAD];
+        let len = frame.encode(&mut buffer[HEADER_LEN..room + HEADER_LEN]).expect("fits");
         self.send_sealed(at, index, Content::Control, buffer, len);
     }
 
