@@ -582,8 +582,8 @@ fn refuse_too_big(
 ) {
     traffic.too_big_dropped += 1;
     let mut error = [0; TOO_BIG_LEN_MAX];
-    if errors.take(u64::try_from(now.as_nanos()).unwrap_or(u64::MAX))
-        && let Some(len) = packet_too_big(packet, mtu, &mut error)
+    if let Some(len) = packet_too_big(packet, mtu, &mut error)
+        && errors.take(u64::try_from(now.as_nanos()).unwrap_or(u64::MAX))
     {
         out.push(tun, &error[..len]);
     }

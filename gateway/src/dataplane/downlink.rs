@@ -265,8 +265,8 @@ fn send_too_big<W: Wire>(
     }
     counters.drop(DropReason::TooBig);
     let mut error = [0; TOO_BIG_LEN_MAX];
-    if session.errors.take(now)
-        && let Some(len) = packet_too_big(packet, mtu, &mut error)
+    if let Some(len) = packet_too_big(packet, mtu, &mut error)
+        && session.errors.take(now)
     {
         wire.to_inner(&error[..len]);
         counters.add(Count::TooBigTold);
