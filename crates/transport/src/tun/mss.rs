@@ -56,7 +56,7 @@ fn set_mss(segment: &mut [u8], at: usize, mss_max: u16) {
     // At an odd place the two bytes are halves of two words, which the sum sees the other way round.
     let word = |bytes: [u8; 2]| {
         let word = u16::from_ne_bytes(bytes);
-        if at % 2 == 0 { word } else { word.swap_bytes() }
+        if at.is_multiple_of(2) { word } else { word.swap_bytes() }
     };
     let before = u16::from_ne_bytes([segment[16], segment[17]]);
     let sum = u64::from(!before) + u64::from(!word(old)) + u64::from(word(new));
@@ -77,7 +77,7 @@ mod tests {
         let mut options = options.to_vec();
         options.resize(options.len().next_multiple_of(4), END_OF_OPTIONS);
         let mut segment = vec![0x1f, 0x90, 0, 80, 1, 2, 3, 4, 0, 0, 0, 0, 0, flags, 0xff, 0xff, 0, 0, 0, 0];
-        segment[12] = (20 + options.len() as u8) / 4 << 4;
+        segment[12] = ((20 + options.len() as u8) / 4) << 4;
         segment.extend(&options);
         let mut packet =
             if v6 { vec![0x60, 0, 0, 0, 0, 0, TCP, 64] } else { vec![0x45, 0, 0, 0, 0, 0, 0x40, 0] };

@@ -284,7 +284,7 @@ mod tests {
         fn fragments_carry_every_byte_once_and_fit(
             payload in proptest::collection::vec(0u8.., 1..3000), mtu in 28..1500u16, first in 0..4000u16, more in 0..2u16
         ) {
-            let word = first | more * MORE_FRAGMENTS;
+            let word = first | (more * MORE_FRAGMENTS);
             let packet = v4(17, word, &payload);
             let mut whole = vec![None; payload.len()];
             let mut last = 0;
