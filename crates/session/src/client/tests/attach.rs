@@ -67,12 +67,13 @@ fn a_network_that_loses_one_address_family_silently_costs_one_step_and_one_attac
 fn addresses_that_race_with_an_answer_each_lead_to_one_attach() {
     let addresses = (1..=4u8).map(|n| SocketAddr::from(([192, 0, 2, n], 51820))).collect();
     let mut world = World::at_addresses(93, addresses);
-    // Every answer comes after all have been asked.
+    // Every answer comes after others have been asked.
     world.latency = MS * 250;
     world.start();
     world.run(MS * 3000);
     let asked = world.gateways.iter().filter(|gateway| !gateway.inits.is_empty()).count();
-    assert_eq!((asked, world.attaches().len(), world.store.epoch), (4, 1, 1));
+    assert!(asked > 1, "nobody raced");
+    assert_eq!((world.attaches().len(), world.store.epoch), (1, 1));
 }
 
 #[test]
