@@ -17,6 +17,7 @@ use jump_tests::lab::probe::{EchoServer, Probe};
 use jump_tests::lab::process::{Mark, resident_bytes};
 use jump_tests::lab::programs::{GATEWAY_PORT, metric};
 use jump_tests::lab::receivers::{self, Receivers};
+use jump_tests::lab::uplink::flush_connections;
 use jump_tests::support;
 use rustix::process::Signal;
 use serde_json::Value;
@@ -35,6 +36,8 @@ fn the_story_of_a_session_reads_back_exactly_from_the_exported_events_and_no_log
     let mut cluster =
         Cluster::start(&Plan { return_route: ReturnRoute::Ecmp, ..Plan::small("audit") }).unwrap();
     let echo = EchoServer::start(&cluster.network.inner, 7).unwrap();
+    // From the beginning: a flow that the kernel saw before its NAT would never be mapped.
+    map_to(&cluster.network.devices[0], "41000-41999");
     let born = cluster.up(0).unwrap();
     let session = born.session.clone();
     let mut deeds = vec![owned(&born, "BIRTH")];
@@ -147,15 +150,22 @@ fn next_owner(cluster: &Cluster, before: &Ownership) -> Ownership {
     now
 }
 
-/// From now on the device's datagrams leave from another port, as a NAT that forgot the flow would have it.
-fn rebind(device: &Host) {
+/// Maps the device's datagrams to these ports, as a NAT on the way does. Flows that it knows keep theirs until it forgets
+/// them.
+fn map_to(device: &Host, ports: &str) {
     let rules = format!(
-        "table ip lab {{\nchain out {{\ntype nat hook postrouting priority srcnat\n\
-         udp dport {GATEWAY_PORT} snat to {}:42000-42999\n}}\n}}\n",
+        "table ip lab\ndelete table ip lab\ntable ip lab {{\nchain out {{\ntype nat hook postrouting priority srcnat\n\
+         udp dport {GATEWAY_PORT} snat to {}:{ports}\n}}\n}}\n",
         device.wan
     );
     let status = device.namespace.command(Path::new("nft")).arg(rules).status().unwrap();
     assert!(status.success(), "nft: {status}");
+}
+
+/// The NAT forgets its flows and maps them anew.
+fn rebind(device: &Host) {
+    map_to(device, "42000-42999");
+    device.namespace.enter(flush_connections).unwrap().unwrap();
 }
 
 /// From now on no UDP passes between the device and the gateways, in silence: a firewall in the way.

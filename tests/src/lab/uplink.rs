@@ -140,7 +140,10 @@ fn is_up(namespace: &Namespace, link: &str) -> bool {
 }
 
 /// Deletes every tracked connection of the current namespace (ctnetlink): what `conntrack -F` does.
-fn flush_connections() -> io::Result<()> {
+///
+/// # Errors
+/// When the kernel does not let go of its table.
+pub fn flush_connections() -> io::Result<()> {
     /// `NFNL_SUBSYS_CTNETLINK << 8 | IPCTNL_MSG_CT_DELETE`.
     const DELETE: u16 = 1 << 8 | 2;
     /// `NLM_F_REQUEST | NLM_F_ACK`.
