@@ -35,9 +35,9 @@ unpack() {
     rm -rf "$state"
 }
 
-# build CRATE VERSION
+# build CRATE VERSION PROGRAM
 build() {
-    [ -x "$dir/bin/$1" ] && return
+    [ -x "$dir/bin/$3" ] && return
     echo "install-peers: building $1 $2" >&2
     nice -n 15 env CARGO_TARGET_DIR="$dir/build" cargo install --quiet --locked --root "$dir" "$1@$2" ||
         echo "install-peers: no $1; it is left out" >&2
@@ -45,6 +45,6 @@ build() {
 
 unpack bookworm-backports wireguard-go wireguard-go
 unpack trixie nebula nebula
-build boringtun-cli 0.7.1
-build gotatun-cli 0.10.2
+build boringtun-cli 0.7.1 boringtun-cli
+build gotatun-cli 0.10.2 gotatun
 rm -rf "$dir/build"

@@ -16,6 +16,7 @@ mod keys;
 mod logs;
 mod nodes;
 mod ownership;
+mod policy;
 mod sessions;
 mod steering;
 mod timeline;

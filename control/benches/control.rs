@@ -16,6 +16,7 @@ use jump_proto::control_v1::gateway_service_client::GatewayServiceClient;
 use jump_proto::store_v1::DeviceRecord;
 use jump_session::ids::{AttachSeq, AttemptId, DeviceKey, Epoch, Incarnation, NodeId, Revision, SessionId};
 use jump_session::ownership::{HistoryEntry, Owner, Phase, SessionRecord};
+use jump_session::policy::DevicePolicy;
 use jump_session::reason::Reason;
 use prost::Message as _;
 use tonic::transport::Channel;
@@ -174,6 +175,7 @@ fn record(number: usize, owner: &Owner) -> SessionRecord {
         recent_switches: Vec::new(),
         moving: None,
         correlation: [7; 16],
+        policy: DevicePolicy::default(),
     }
 }
 

@@ -184,6 +184,31 @@ impl Arbiter {
             .await
     }
 
+    /// Bounds a live session by its device's policy, as it stands in the transaction that does; says whether there was one
+    /// to bound.
+    ///
+    /// # Errors
+    /// [`ArbiterError`].
+    pub async fn bound(&self, id: SessionId, device: &DeviceKey) -> Result<bool, ArbiterError> {
+        for round in 0..CONFLICTS_MAX {
+            let facts = self.facts(id, None, device, device).await?;
+            let (Some(stored), Some((record, _))) = (&facts.session, &facts.device) else { return Ok(false) };
+            if matches!(stored.record.phase, Phase::Terminated { .. }) {
+                return Ok(false);
+            }
+            if stored.record.policy == devices::policy(record)? {
+                return Ok(true);
+            }
+            let transition = Transition { next: stored.record.clone(), conditions: Vec::new() };
+            match self.write(&facts, transition, Vec::new(), Vec::new(), clock::unix_millis()).await? {
+                Written::Yes(_) => return Ok(true),
+                Written::Conflict | Written::Unknown(_) => {}
+            }
+            tokio::time::sleep(pause(round, id.to_bytes()[15])).await;
+        }
+        Err(conflict().into())
+    }
+
     /// Reads a session linearizably, with whether its owner's node key exists and the revision of the read.
     ///
     /// # Errors
@@ -293,13 +318,15 @@ impl Arbiter {
         mut ops: Vec<Op>,
         now: UnixMillis,
     ) -> Result<Written, ArbiterError> {
-        let Transition { next, conditions } = transition;
+        let Transition { mut next, conditions } = transition;
         let key = layout::session(next.id);
         let modified = facts.session.as_ref().map_or(Revision(0), |stored| stored.modified);
         compares.push(Compare::Modified(key.clone(), modified));
         if let Some((record, modified)) = &facts.device
             && record.device_key == next.device.as_bytes()
         {
+            // Whoever comes in the end obeys what holds for the device at this very transaction.
+            next.policy = devices::policy(record)?;
             compares.push(Compare::Modified(layout::device(&next.device), *modified));
         }
         compares.extend(conditions.iter().map(|condition| match condition {

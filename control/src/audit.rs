@@ -7,6 +7,7 @@ use std::time::Duration;
 use jump_proto::convert::AttachAsk;
 use jump_session::ids::{DeviceKey, NodeId};
 use jump_session::ownership::{Owner, Phase, SessionRecord};
+use jump_session::policy::DevicePolicy;
 use jump_session::reason::Reason;
 use jump_telemetry::audit::{
     Actor, AttachAction, Entity, EntityAction, Event, Identity as Instance, NodeAction, SessionAction, emit,
@@ -169,6 +170,23 @@ pub(crate) fn device_rotated(
 pub(crate) fn rotation_required(device: &StoredDevice, within: Duration, operator: &Identity) {
     let event = of_device(EntityAction::DeviceRotated, device.key, &device.record.name).actor(by(operator));
     emit(event.detail(format!("its present key ends in {} s unless it rotates", within.as_secs())));
+}
+
+/// A device is bounded by another policy.
+pub(crate) fn device_bounded(
+    device: &StoredDevice,
+    policy: &DevicePolicy,
+    sessions: u32,
+    operator: &Identity,
+) {
+    let networks: Vec<String> = policy.allowed_destinations.iter().map(ToString::to_string).collect();
+    let to = if networks.is_empty() { "everything".to_owned() } else { networks.join(" ") };
+    let rate = match policy.bytes_per_second {
+        0 => "no bound on its rate".to_owned(),
+        rate => format!("{rate} bytes/s"),
+    };
+    let event = of_device(EntityAction::PolicyChanged, device.key, &device.record.name).actor(by(operator));
+    emit(event.detail(format!("may reach {to}; {rate}; live sessions: {sessions}")));
 }
 
 fn transition(before: Option<&SessionRecord>, after: &SessionRecord) -> Option<Event> {

@@ -4,9 +4,11 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 use jump_crypto::entropy::{Entropy, EntropyError};
-use jump_proto::store_v1::{DeviceAliasRecord, DeviceRecord, TokenRecord};
+use jump_proto::convert::stored_policy;
+use jump_proto::store_v1::{self, DeviceAliasRecord, DeviceRecord, TokenRecord};
 use jump_session::ids::{DeviceKey, Revision, SessionId};
 use jump_session::ownership::{Change, DeviceStanding, UnixMillis};
+use jump_session::policy::DevicePolicy;
 use jump_session::reason::Reason;
 use prost::Message;
 use ring::digest;
@@ -19,7 +21,10 @@ use crate::store::{Compare, KeyValue, Op, Outcome, SharedStore, StoreError, Txn}
 /// The longest device name, in characters.
 pub const NAME_CHARS_MAX: usize = 63;
 
+mod policy;
 mod rotation;
+
+pub(crate) use policy::policy;
 
 /// How often a lost compare-and-swap is repeated.
 const CONFLICTS_MAX: usize = 16;
@@ -143,6 +148,7 @@ impl Devices {
         name: &str,
         ttl: Duration,
         device_ttl: Duration,
+        policy: &DevicePolicy,
     ) -> Result<([u8; 32], UnixMillis), DeviceError> {
         let mut secret = [0; 32];
         entropy.lock().unwrap_or_else(std::sync::PoisonError::into_inner).fill(&mut secret)?;
@@ -152,6 +158,7 @@ impl Devices {
             expires_ms,
             device_ttl_ms: millis(device_ttl),
             device_key: Vec::new(),
+            policy: stored_policy(policy),
         };
         let key = token_key(&secret);
         let txn =
@@ -191,7 +198,7 @@ impl Devices {
                 0 => 0,
                 ttl => now.saturating_add(ttl),
             };
-            let record = new_record(key, &token.name, now, not_after_ms);
+            let record = new_record(key, &token.name, now, not_after_ms, token.policy.clone());
             token.device_key = key.as_bytes().to_vec();
             let txn = Txn {
                 compares: vec![
@@ -220,16 +227,19 @@ impl Devices {
         key: DeviceKey,
         name: &str,
         not_after_ms: UnixMillis,
+        policy: &DevicePolicy,
     ) -> Result<StoredDevice, DeviceError> {
         let path = layout::device(&key);
+        let policy = stored_policy(policy);
         for _ in 0..CONFLICTS_MAX {
             if let Some(stored) = self.device_of(&key).await? {
                 let same = stored.record.name == name
                     && stored.record.not_after_ms == not_after_ms
+                    && stored.record.policy == policy
                     && stored.record.revoked_ms == 0;
                 return if same { Ok(stored) } else { Err(DeviceError::KeyInUse) };
             }
-            let record = new_record(key, name, clock::unix_millis(), not_after_ms);
+            let record = new_record(key, name, clock::unix_millis(), not_after_ms, policy.clone());
             let txn = Txn {
                 compares: vec![Compare::absent(&path), Compare::absent(layout::device_key(&key))],
                 ops: vec![Op::put(&path, record.encode_to_vec())],
@@ -313,7 +323,13 @@ impl Devices {
     }
 }
 
-fn new_record(key: DeviceKey, name: &str, now: UnixMillis, not_after_ms: UnixMillis) -> DeviceRecord {
+fn new_record(
+    key: DeviceKey,
+    name: &str,
+    now: UnixMillis,
+    not_after_ms: UnixMillis,
+    policy: Option<store_v1::DevicePolicy>,
+) -> DeviceRecord {
     DeviceRecord {
         device_key: key.as_bytes().to_vec(),
         name: name.to_owned(),
@@ -323,6 +339,7 @@ fn new_record(key: DeviceKey, name: &str, now: UnixMillis, not_after_ms: UnixMil
         revoked_ms: 0,
         sessions: Vec::new(),
         keys: Vec::new(),
+        policy,
     }
 }
 

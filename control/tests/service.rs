@@ -22,6 +22,8 @@ use tonic_types::StatusExt;
 
 #[path = "support/cluster.rs"]
 mod cluster;
+#[path = "service/policy.rs"]
+mod policy;
 #[path = "service/roles.rs"]
 mod roles;
 mod support;
@@ -33,6 +35,9 @@ use jump_crypto::keys::DeviceSecret;
 use jump_crypto::rotation;
 use jump_proto::client_v1::{RotateKeyRequest, RotationKeys, rotate_key_request, rotate_key_response};
 use jump_proto::control_v1::key_service_client::KeyServiceClient;
+use policy::{
+    a_devices_policy_binds_its_live_sessions_and_every_later_attach, a_token_bounds_the_device_that_it_enrols,
+};
 use support::Harness;
 
 /// Runs each claim once per store.
@@ -72,6 +77,8 @@ suite! {
     an_operator_orders_a_session_to_move_and_its_owner_hears_of_it;
     the_ownership_watch_tells_every_change_of_owner;
     a_session_whose_owner_died_is_released_and_ends_after_its_recovery_window;
+    a_devices_policy_binds_its_live_sessions_and_every_later_attach;
+    a_token_bounds_the_device_that_it_enrols;
 }
 
 const DEVICE: [u8; 32] = [0xd1; 32];

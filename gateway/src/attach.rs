@@ -21,7 +21,7 @@ use uuid::Uuid;
 
 use crate::context::Context;
 use crate::control::{about, explain, moves_on};
-use crate::dataplane::{Activation, Carried, Command, Confirmed, Inner, Verdict};
+use crate::dataplane::{Activation, Carried, Command, Confirmed, Inner, Policy, Verdict};
 use crate::metrics;
 
 /// How long one replica may take to decide: its bounded wait for a live owner, with room.
@@ -139,11 +139,6 @@ fn read_accepted(context: &Context, accepted: &Accepted) -> Option<Activation> {
     let expires_in = until(accepted.expire_time.as_ref());
     let policy = accepted.policy.clone().unwrap_or_default();
     let correlation = Uuid::try_parse(&accepted.correlation_id).ok()?.into_bytes();
-    let mut allowed = Vec::with_capacity(policy.allowed_destinations.len());
-    for network in &policy.allowed_destinations {
-        // A rule that cannot be read must not widen what the device may reach.
-        allowed.push(network.parse::<IpNet>().ok()?);
-    }
     let routes = accepted.routes.iter().filter_map(|route| route.parse::<IpNet>().ok());
     let result = AttachResult::Accepted(frame::Accepted {
         session,
@@ -172,9 +167,16 @@ fn read_accepted(context: &Context, accepted: &Accepted) -> Option<Activation> {
         idle_transport_max: if idle.is_zero() { Duration::from_secs(120) } else { idle },
         switches_per_minute_max: policy.switches_per_minute_max,
         switch_cooldown: duration(policy.switch_cooldown.as_ref()),
-        allowed,
+        policy: read_policy(&policy.allowed_destinations, policy.bytes_per_second),
         result,
     })
+}
+
+/// Reads a device's policy. A network that cannot be read is left out, and an empty rest allows nothing: an error must not
+/// widen what the device may reach.
+pub(crate) fn read_policy(networks: &[String], bytes_per_second: u64) -> Policy {
+    let read = || networks.iter().filter_map(|network| network.parse().ok()).collect();
+    Policy { allowed: (!networks.is_empty()).then(read), bytes_per_second }
 }
 
 fn duration(duration: Option<&prost_types::Duration>) -> Duration {

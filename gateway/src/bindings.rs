@@ -17,9 +17,10 @@ use tokio::sync::oneshot;
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
+use crate::attach::read_policy;
 use crate::context::{Context, DataPlaneEnded, Roster};
 use crate::control::{about, explain};
-use crate::dataplane::{BindingPhase, BindingUpdate, Command, Link, NodeRef, StopCause};
+use crate::dataplane::{BindingPhase, BindingUpdate, Command, Link, NodeRef, Policy, StopCause};
 use crate::drain::{ASK_AGAIN, TARGETS_MAX};
 use crate::metrics;
 
@@ -321,7 +322,10 @@ impl Directory {
             SessionPhase::Terminated => BindingPhase::Terminated(reason),
             SessionPhase::Unspecified => return None,
         };
-        Some(BindingUpdate { session, epoch: Epoch(binding.epoch), inner, phase })
+        let policy = binding.policy.as_ref().map_or_else(Policy::default, |policy| {
+            read_policy(&policy.allowed_destinations, policy.bytes_per_second)
+        });
+        Some(BindingUpdate { session, epoch: Epoch(binding.epoch), inner, phase, policy })
     }
 
     /// Clients are spread: each gateway names the others in an order that begins behind itself.

@@ -21,4 +21,5 @@ pub mod metrics;
 pub mod readiness;
 pub mod registration;
 pub mod supervisor;
+pub mod usage;
 pub mod worker;

@@ -43,6 +43,7 @@ use crate::lease::{Guard, LeaseLost, renew};
 use crate::metrics;
 use crate::readiness::Readiness;
 use crate::registration::{LeaseTimes, RegisterError, Registration, RunKeys, deregister, register};
+use crate::usage;
 
 /// Why a worker ended.
 #[derive(Debug, thiserror::Error)]
@@ -166,7 +167,9 @@ pub async fn run(
     }
     let (guard, shared) = (Guard::default(), Arc::new(Shared::default()));
     let (readiness, dataplane_runs) = (Arc::new(Readiness::default()), Arc::new(AtomicBool::new(false)));
-    let _metrics = serve_metrics(&config, &guard, &shared, &readiness).await?;
+    let (orders, commands) = mpsc::channel(COMMANDS_MAX);
+    let orders = Orders::new(orders, waker.clone());
+    let _metrics = serve_metrics(&config, &guard, &shared, &readiness, &orders).await?;
     let beating = tokio::spawn(heart.clone().keep_beating(Arc::clone(&shared), Arc::clone(&dataplane_runs)));
 
     let mut entropy = OsEntropy::new()?;
@@ -188,8 +191,6 @@ pub async fn run(
     let routed = route_pools(&config, &registration, tun.index()).await;
     readiness.routed.store(routed, Ordering::Release);
 
-    let (orders, commands) = mpsc::channel(COMMANDS_MAX);
-    let orders = Orders::new(orders, waker.clone());
     let (events, mut news) = mpsc::channel(EVENTS_MAX);
     metrics::publish_queues(orders.clone(), events.downgrade());
     let own =
@@ -316,10 +317,12 @@ async fn serve_metrics(
     guard: &Guard,
     shared: &Arc<Shared>,
     readiness: &Arc<Readiness>,
+    orders: &Orders,
 ) -> Result<jump_telemetry::metrics::MetricsServer, WorkerError> {
-    let (readiness, lease) = (Arc::clone(readiness), guard.clone());
+    let (readiness, lease, orders) = (Arc::clone(readiness), guard.clone(), orders.clone());
     let serving = ServeConfig::new(config.metrics_listen)
         .metrics(metrics::ALL)
+        .local_page("/sessions", move |query| usage::page(orders.clone(), query))
         .ready(move || readiness.check(lease.holds(boottime_nanos())).map_err(str::to_owned));
     let server = serve(serving).await.map_err(|error| {
         let problem = match &error {

@@ -10,9 +10,11 @@ use jump_session::ownership::{Owner, UnixMillis};
 use jump_session::reason::Reason;
 
 mod control;
+mod policy;
 mod store;
 
 pub use control::AttachAsk;
+pub use policy::{device_policy, stored_policy};
 
 /// One field that does not hold what it must.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -11,7 +11,7 @@ use jump_session::ownership::{
     self, AttachRequest, Change, Claim, Condition, Decision, DeviceStanding, MoveOrder, Owner, Refusal,
     SessionRecord, Transition, View,
 };
-use jump_session::policy::SessionPolicy;
+use jump_session::policy::{DevicePolicy, SessionPolicy};
 use jump_session::reason::Reason;
 
 /// A gateway in one run; run 0 is none.
@@ -168,6 +168,7 @@ impl Record {
             recent_switches: Vec::new(),
             moving: self.moving.map(|to| MoveOrder { to: to.map(node), since: 0 }),
             correlation: [3; 16],
+            policy: DevicePolicy::default(),
         }
     }
 

@@ -10,7 +10,7 @@ use jump_crypto::handshake::{REPLY_LEN_MAX, ROSTER_MAX, Responder};
 use jump_crypto::mesh::{MeshEnd, MeshSecret};
 use jump_gateway::dataplane::{
     Activation, Answered, BindingPhase, BindingUpdate, Carried, Command, Confirmed, DataPlane, DropReason,
-    Event as News, InitJob, Inner, Limits, Link, NodeRef, Setup, StopCause, Tick, Verdict, Wire,
+    Event as News, InitJob, Inner, Limits, Link, NodeRef, Policy, Setup, StopCause, Tick, Verdict, Wire,
 };
 use jump_session::frame::AttachResult;
 use jump_session::ids::{Epoch, Incarnation, NodeId, SessionId};
@@ -301,7 +301,7 @@ impl World {
             idle_transport_max: policy.idle_transport_max,
             switches_per_minute_max: policy.switches_per_minute_max,
             switch_cooldown: policy.switch_cooldown,
-            allowed: Vec::new(),
+            policy: Policy::default(),
             result,
         }
     }
@@ -489,7 +489,13 @@ impl World {
                 Phase::Terminated { .. } => BindingPhase::Terminated(record.reason),
             };
             let inner = record.inner.clone();
-            updates.push(BindingUpdate { session: record.id, epoch: record.epoch, inner, phase });
+            updates.push(BindingUpdate {
+                session: record.id,
+                epoch: record.epoch,
+                inner,
+                phase,
+                policy: Policy::default(),
+            });
         }
         self.command(at, Command::Bindings(updates));
         for (session, epoch) in fences {

@@ -7,8 +7,10 @@
 //! Every tunnel has a server address of its own, and the client's route to that address chooses the tunnel. So all of
 //! them are measured within one minute, round by round, on the same machine in the same state.
 
+pub mod endurance;
 pub mod line;
 pub mod load;
 pub mod peers;
+pub mod promises;
 pub mod report;
 pub mod tunnel;

@@ -7,7 +7,7 @@ use clap::Subcommand;
 use jump_proto::control_v1::device_service_client::DeviceServiceClient;
 use jump_proto::control_v1::{
     CreateEnrolmentTokenRequest, Device, EnrolDeviceRequest, ListDevicesRequest, RequireRotationRequest,
-    RevokeDeviceRequest,
+    RevokeDeviceRequest, SetDevicePolicyRequest,
 };
 use jump_session::ids::DeviceKey;
 use prost_types::Timestamp;
@@ -16,6 +16,7 @@ use qrcode::{EcLevel, QrCode};
 use serde_json::json;
 use time::OffsetDateTime;
 
+use super::policy::{self, Bounds};
 use super::{Operator, confirm, request_id, view, wire_duration};
 use crate::channel::refused;
 use crate::failure::{Exit, Failure};
@@ -34,6 +35,8 @@ pub(super) enum Command {
         /// How long the enrolled device stays valid, for example 90d; without it, until revoked
         #[arg(long, value_parser = humantime::parse_duration)]
         device_ttl: Option<Duration>,
+        #[command(flatten)]
+        bounds: Bounds,
         /// No QR code
         #[arg(long)]
         no_qr: bool,
@@ -48,9 +51,24 @@ pub(super) enum Command {
         /// How long the device stays valid, for example 90d; without it, until revoked
         #[arg(long, value_parser = humantime::parse_duration)]
         device_ttl: Option<Duration>,
+        #[command(flatten)]
+        bounds: Bounds,
     },
     /// List devices
     List,
+    /// Set what bounds a device: it replaces what did before, for live sessions too
+    Policy {
+        /// The device's key, 64 hexadecimal digits
+        device: DeviceKey,
+        #[command(flatten)]
+        bounds: Bounds,
+        /// Bound nothing any more
+        #[arg(long, conflicts_with_all = ["allowed", "rate"])]
+        unbounded: bool,
+        /// Shown in the audit trail
+        #[arg(long, default_value = "")]
+        comment: String,
+    },
     /// Make a device rotate its key (`jump rotate-key`): its present key ends after a time
     Rotate {
         /// The device's key, 64 hexadecimal digits
@@ -75,19 +93,20 @@ pub(super) enum Command {
     },
 }
 
-const HEADINGS: [&str; 6] = ["DEVICE", "STATE", "KEY", "ENROLLED", "VALID UNTIL", "ROTATE BY"];
+const HEADINGS: [&str; 7] = ["DEVICE", "STATE", "KEY", "ENROLLED", "VALID UNTIL", "ROTATE BY", "POLICY"];
 
 pub(super) async fn run(operator: &Operator, command: Command) -> Result<(), Failure> {
     match command {
-        Command::EnrollToken { name, ttl, device_ttl, no_qr } => {
-            make_token(operator, name, ttl, device_ttl, !no_qr).await
+        Command::EnrollToken { name, ttl, device_ttl, bounds, no_qr } => {
+            make_token(operator, name, ttl, device_ttl, &bounds, !no_qr).await
         }
-        Command::Enroll { device, name, device_ttl } => {
+        Command::Enroll { device, name, device_ttl, bounds } => {
             let request = EnrolDeviceRequest {
                 device_key: device.to_string(),
                 name,
                 not_after: device_ttl.map(from_now).transpose()?,
                 request_id: request_id(),
+                policy: bounds.message(),
             };
             let response = DeviceServiceClient::new(operator.channel().await?)
                 .enrol_device(request)
@@ -96,6 +115,19 @@ pub(super) async fn run(operator: &Operator, command: Command) -> Result<(), Fai
             show(operator, &response.into_inner().device.into_iter().collect::<Vec<_>>())
         }
         Command::List => list(operator).await,
+        Command::Policy { device, bounds, unbounded, comment } => {
+            let policy = bounds.message();
+            if policy.is_none() && !unbounded {
+                let problem = "say what bounds the device (--allow, --rate), or --unbounded";
+                return Err(Failure::new(Exit::Usage, problem));
+            }
+            let request = SetDevicePolicyRequest { device_key: device.to_string(), policy, comment };
+            let response = DeviceServiceClient::new(operator.channel().await?)
+                .set_device_policy(request)
+                .await
+                .map_err(|status| refused(&format!("bounding device {device}"), &status))?;
+            show(operator, &response.into_inner().device.into_iter().collect::<Vec<_>>())
+        }
         Command::Rotate { device, within, comment } => {
             let request = RequireRotationRequest {
                 device_key: device.to_string(),
@@ -138,6 +170,7 @@ async fn make_token(
     name: String,
     ttl: Duration,
     device_ttl: Option<Duration>,
+    bounds: &Bounds,
     qr: bool,
 ) -> Result<(), Failure> {
     let request = CreateEnrolmentTokenRequest {
@@ -145,6 +178,7 @@ async fn make_token(
         ttl: wire_duration(ttl),
         device_ttl: device_ttl.and_then(wire_duration),
         request_id: request_id(),
+        policy: bounds.message(),
     };
     let response = DeviceServiceClient::new(operator.channel().await?)
         .create_enrolment_token(request)
@@ -212,6 +246,7 @@ fn row(device: &Device) -> Vec<String> {
         view::time(device.enrol_time.as_ref()).unwrap_or_else(|| "-".to_owned()),
         view::time(device.not_after.as_ref()).unwrap_or_else(|| "-".to_owned()),
         view::time(device.rotate_by.as_ref()).unwrap_or_else(|| "-".to_owned()),
+        policy::cell(device.policy.as_ref()),
     ]
 }
 

@@ -133,6 +133,10 @@ pub(super) fn device(device: &wire::Device) -> Value {
         "not_before": time(device.not_before.as_ref()),
         "not_after": time(device.not_after.as_ref()),
         "revoke_time": time(device.revoke_time.as_ref()),
+        "policy": device.policy.as_ref().map(|policy| {
+            json!({ "allowed_destinations": policy.allowed_destinations,
+                    "bytes_per_second": policy.bytes_per_second })
+        }),
         "etag": device.etag,
     })
 }

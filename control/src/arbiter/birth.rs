@@ -170,7 +170,7 @@ mod tests {
 
     use jump_proto::convert::AttachAsk;
     use jump_session::ids::{AttachSeq, Epoch};
-    use jump_session::policy::SessionPolicy;
+    use jump_session::policy::{DevicePolicy, SessionPolicy};
 
     use super::*;
     use crate::addresses::Pools;
@@ -207,7 +207,7 @@ mod tests {
         let (node, _) = registry.register(&registration).await.unwrap();
         let device = DeviceKey::from_bytes([7; 32]);
         let devices = Devices { store, arbiter: arbiter.clone(), overlap: Duration::from_secs(60) };
-        devices.enrol(device, "laptop", 0).await.unwrap();
+        devices.enrol(device, "laptop", 0, &DevicePolicy::default()).await.unwrap();
         let ask = |attempt: u8| AttachAsk {
             request: AttachRequest {
                 claimant: node.owner(),

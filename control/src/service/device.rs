@@ -57,6 +57,10 @@ fn message(device: &StoredDevice) -> wire::Device {
         etag: device.modified.0.to_string(),
         current_key: device.current_key().to_string(),
         rotate_by: optional_time(record.keys.last().map_or(0, |key| key.until_ms)),
+        policy: record.policy.as_ref().map(|policy| wire::DevicePolicy {
+            allowed_destinations: policy.allowed_destinations.clone(),
+            bytes_per_second: policy.bytes_per_second,
+        }),
     }
 }
 
@@ -95,11 +99,13 @@ impl DeviceService for DeviceApi {
         let ttl = parse_duration(&mut fields, "ttl", request.ttl, TOKEN_TTL_DEFAULT, TOKEN_TTL_MAX);
         let device_ttl =
             parse_duration(&mut fields, "device_ttl", request.device_ttl, Duration::ZERO, Duration::MAX);
-        let (ttl, device_ttl) = fields.finish(|| Some((ttl?, device_ttl?))).map_err(ServiceError::from)?;
+        let policy = fields.device_policy("policy", request.policy.as_ref());
+        let (ttl, device_ttl, policy) =
+            fields.finish(|| Some((ttl?, device_ttl?, policy?))).map_err(ServiceError::from)?;
         let ttl = if ttl.is_zero() { TOKEN_TTL_DEFAULT } else { ttl };
         let Context { devices, entropy, profile, .. } = &*self.context;
         let (secret, expires) = devices
-            .create_token(entropy, &request.name, ttl, device_ttl)
+            .create_token(entropy, &request.name, ttl, device_ttl, &policy)
             .await
             .map_err(ServiceError::from)?;
         audit::token_issued(&devices::token_key(&secret), &request.name, &operator);
@@ -134,9 +140,12 @@ impl DeviceService for DeviceApi {
                 fields.take("not_after", future.ok_or("must lie in the future"))
             }
         };
-        let (key, not_after) = fields.finish(|| Some((key?, not_after?))).map_err(ServiceError::from)?;
+        let policy = fields.device_policy("policy", request.policy.as_ref());
+        let (key, not_after, policy) =
+            fields.finish(|| Some((key?, not_after?, policy?))).map_err(ServiceError::from)?;
+        let devices = &self.context.devices;
         let device =
-            self.context.devices.enrol(key, &request.name, not_after).await.map_err(ServiceError::from)?;
+            devices.enrol(key, &request.name, not_after, &policy).await.map_err(ServiceError::from)?;
         tracing::info!(device = request.name, key = %key, operator = operator.name(), "device enrolled");
         audit::device_enrolled(key, &request.name, Some(&operator), from);
         Ok(Response::new(wire::EnrolDeviceResponse { device: Some(message(&device)) }))
@@ -184,6 +193,30 @@ impl DeviceService for DeviceApi {
         );
         audit::rotation_required(&device, within, &operator);
         Ok(Response::new(wire::RequireRotationResponse { device: Some(message(&device)) }))
+    }
+
+    async fn set_device_policy(
+        &self,
+        request: Request<wire::SetDevicePolicyRequest>,
+    ) -> Result<Response<wire::SetDevicePolicyResponse>, Status> {
+        let operator = caller::operator(&request)?;
+        let request = request.into_inner();
+        let mut fields = Fields::default();
+        let key = fields.id::<DeviceKey>("device_key", &request.device_key);
+        let policy = fields.device_policy("policy", request.policy.as_ref());
+        let (key, policy) = fields.finish(|| Some((key?, policy?))).map_err(ServiceError::from)?;
+        let (device, sessions) =
+            self.context.devices.set_policy(key, &policy).await.map_err(ServiceError::from)?;
+        tracing::info!(
+            device = device.record.name,
+            key = %key,
+            sessions,
+            operator = operator.name(),
+            comment = request.comment,
+            "device bounded by another policy"
+        );
+        audit::device_bounded(&device, &policy, sessions, &operator);
+        Ok(Response::new(wire::SetDevicePolicyResponse { device: Some(message(&device)), sessions }))
     }
 
     async fn revoke_device(

@@ -133,7 +133,7 @@ impl GatewayApi {
             inner_addresses: record.inner.iter().map(ToString::to_string).collect(),
             grant: grant.as_bytes().to_vec(),
             expire_time: Some(timestamp(record.expires)),
-            policy: Some((&arbiter.policy).into()),
+            policy: Some(wire::SessionPolicy::of(&arbiter.policy, record)),
             routes: profile.routes.iter().map(ToString::to_string).collect(),
             dns_servers: profile.dns.iter().map(ToString::to_string).collect(),
             mtu: u32::from(profile.mtu),

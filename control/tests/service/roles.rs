@@ -72,6 +72,7 @@ const MATRIX: &[(&str, [bool; 5])] = &[
     ("jump.control.v1.DeviceService/EnrolDevice", OPERATOR),
     ("jump.control.v1.DeviceService/ListDevices", READER),
     ("jump.control.v1.DeviceService/RevokeDevice", OPERATOR),
+    ("jump.control.v1.DeviceService/SetDevicePolicy", OPERATOR),
     ("jump.control.v1.DeviceService/RequireRotation", OPERATOR),
     ("jump.control.v1.KeyService/ListKeys", READER),
     ("jump.control.v1.KeyService/RotateKey", OPERATOR),

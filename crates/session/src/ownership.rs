@@ -31,6 +31,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use crate::ids::{AttachSeq, AttemptId, DeviceKey, Epoch, Incarnation, NodeId, Revision, SessionId};
+use crate::policy::DevicePolicy;
 use crate::reason::Reason;
 
 pub use arbitrate::{arbitrate, birth};
@@ -173,6 +174,8 @@ pub struct SessionRecord {
     pub moving: Option<MoveOrder>,
     /// One id through logs, spans and audit events.
     pub correlation: [u8; 16],
+    /// What bounds it: its device's policy as of the last attach or change of the policy. Decides nothing here.
+    pub policy: DevicePolicy,
 }
 
 /// A gateway's request on behalf of a client that has confirmed the handshake.

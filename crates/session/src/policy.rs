@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use ipnet::IpNet;
+
 /// Bounds that arbitration and owners enforce. Exceeding one is a transition with a reason.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SessionPolicy {
@@ -33,4 +35,16 @@ impl Default for SessionPolicy {
             address_quarantine: Duration::from_secs(300),
         }
     }
+}
+
+/// Most allowed destinations of one device.
+pub const ALLOWED_DESTINATIONS_MAX: usize = 64;
+
+/// What an operator bounds one device by. The default bounds nothing.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
+pub struct DevicePolicy {
+    /// Networks that the device may reach and be reached from; empty for all.
+    pub allowed_destinations: Vec<IpNet>,
+    /// Inner bytes per second of each of its sessions, in each direction; 0 for no bound.
+    pub bytes_per_second: u64,
 }

@@ -47,7 +47,7 @@ pub struct Flags {
     /// Address at which other gateways reach this node [default: the mesh listen address]
     #[arg(long, env = "JUMP_GATEWAY_MESH_ADVERTISE", value_name = "VALUE")]
     pub mesh_advertise: Option<String>,
-    /// HTTP address of /metrics, /healthz and /readyz [default: 127.0.0.1:9090]
+    /// HTTP address of /metrics, /healthz and /readyz, and for this machine alone /sessions [default: 127.0.0.1:9090]
     #[arg(long, env = "JUMP_GATEWAY_METRICS_LISTEN", value_name = "VALUE")]
     pub metrics_listen: Option<String>,
     /// Control replicas such as https://control:7443, comma-separated

@@ -7,7 +7,7 @@ use jump_session::reason::Reason;
 
 use super::route::{NodeRef, Target};
 use super::session::Entry;
-use super::{BindingPhase, BindingUpdate, Carried, DataPlane, StopCause, Tick, Wire};
+use super::{BindingPhase, BindingUpdate, Carried, DataPlane, Policy, StopCause, Tick, Wire};
 
 impl DataPlane {
     /// One binding, in the stream's order.
@@ -21,11 +21,18 @@ impl DataPlane {
         let id = update.session;
         let Some(cause) = self.verdict_on_own(update) else {
             // What is carried here is at least as new.
+            if update.phase == BindingPhase::Owned(NodeRef::OWN) {
+                self.bound(update);
+            }
             for address in &update.inner {
                 self.routes.touch(*address);
             }
             return;
         };
+        if update.phase == BindingPhase::Owned(NodeRef::OWN) && self.claims > 0 {
+            // The answer to the claim is under way, and may be older.
+            self.remember_policy(update);
+        }
         if let Some(cause) = cause {
             self.handle_stop(tick, id, update.epoch, cause, authority, wire);
         } else if self.claims > 0
@@ -60,6 +67,37 @@ impl DataPlane {
                 self.release_parked(tick, *address, wire);
             }
         }
+    }
+
+    /// Bounds a session that is carried here in the update's epoch.
+    fn bound(&mut self, update: &BindingUpdate) {
+        let Some(local) = self.carried(update.session) else { return };
+        match self.entries.get_mut(local) {
+            Some(Entry::Session(session)) if session.machine.epoch() == update.epoch => {
+                session.rebound(&update.policy);
+            }
+            // A later epoch: its claim's answer is under way.
+            Some(Entry::Session(_)) if self.claims > 0 => self.remember_policy(update),
+            Some(Entry::Session(_) | Entry::Reserved | Entry::Handshake(_) | Entry::Retired(_)) | None => {}
+        }
+    }
+
+    fn remember_policy(&mut self, update: &BindingUpdate) {
+        if self.early_policies.len() >= self.limits.claims_max {
+            // Left over from claims that nobody answered.
+            self.early_policies.clear();
+        }
+        self.early_policies.insert(update.session, (update.epoch, update.policy.clone()));
+    }
+
+    /// The policy of a session that is accepted in `epoch`, if the stream has told it before control's answer came: then
+    /// the stream's is at least as new.
+    pub(super) fn newest_policy(&mut self, id: SessionId, epoch: Epoch) -> Option<Policy> {
+        let early = self.early_policies.remove(&id).filter(|(of, _)| *of == epoch);
+        if self.claims == 0 {
+            self.early_policies.clear();
+        }
+        early.map(|(_, policy)| policy)
     }
 
     /// What `update` means for a session that is carried here: `None` to ignore it, otherwise whether and why the

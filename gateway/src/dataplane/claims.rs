@@ -10,6 +10,7 @@ use jump_session::reason::Reason;
 use jump_transport::tun::ErrorPace;
 
 use super::fair::Share;
+use super::policy::Bounds;
 use super::route::Target;
 use super::session::{Entry, Handshake, Outcome, Retired, Retirement, Session, Stage, Traffic};
 use super::slab::Rest;
@@ -120,7 +121,7 @@ impl DataPlane {
             id,
             device,
             correlation: activation.correlation,
-            allowed: (!activation.allowed.is_empty()).then(|| activation.allowed.into()),
+            bounds: Bounds::of(self.newest_policy(id, activation.epoch).unwrap_or(activation.policy)),
             outcome: None,
             armed: Armed::NEVER,
             share: Share::default(),
@@ -138,7 +139,7 @@ impl DataPlane {
         for address in activation.inner.iter() {
             self.routes.set(address, id, activation.epoch, Target::Local(local));
         }
-        self.release_claim_packets(local, wire);
+        self.release_claim_packets(local, tick, wire);
         for address in activation.inner.iter() {
             self.release_parked(tick, address, wire);
         }

@@ -3,7 +3,6 @@
 use std::net::{IpAddr, SocketAddr};
 use std::sync::mpsc::SyncSender;
 
-use ipnet::IpNet;
 use jump_crypto::cookie::Gate;
 use jump_crypto::handshake::{AttachIntent, Established};
 use jump_crypto::ids::{Binding, DeviceKey, Epoch, ReceiverIndex, SessionId};
@@ -15,8 +14,10 @@ use tokio::sync::oneshot;
 
 use super::counters::DropReason;
 use super::links::Link;
+use super::policy::Policy;
 use super::route::NodeRef;
 use super::session::Inner;
+use super::usage::UsagePage;
 
 /// Commands waiting for the data plane; senders wait beyond it.
 pub const COMMANDS_MAX: usize = 4096;
@@ -91,6 +92,13 @@ pub enum Command {
     Undrain,
     /// Which sessions are active here.
     List(oneshot::Sender<Vec<Carried>>),
+    /// What the sessions from this slot on carried, a page of them.
+    Usage {
+        /// The slot.
+        from: usize,
+        /// Hears it.
+        answer: oneshot::Sender<UsagePage>,
+    },
     /// End the thread.
     Shutdown,
 }
@@ -137,8 +145,8 @@ pub struct Activation {
     pub switches_per_minute_max: u32,
     /// Shortest time between two of them.
     pub switch_cooldown: std::time::Duration,
-    /// Destinations that the device may reach; empty for all.
-    pub allowed: Vec<IpNet>,
+    /// What bounds it.
+    pub policy: Policy,
     /// What the client is told.
     pub result: AttachResult,
 }
@@ -165,6 +173,8 @@ pub struct BindingUpdate {
     pub inner: Vec<IpAddr>,
     /// Its phase.
     pub phase: BindingPhase,
+    /// What bounds it, for its owner.
+    pub policy: Policy,
 }
 
 /// The phase of a binding.

@@ -76,6 +76,8 @@ counted! {
         InnerScope => "inner_scope",
         /// The session had its share of a pass that could not take everything.
         SessionShare => "session_share",
+        /// More than the device's policy lets through.
+        RateLimit => "rate_limit",
         /// The session is above its policy's rate.
         SessionRate => "session_rate",
         /// The outer header says congestion, and the inner packet's sender would not understand that (RFC 6040).

@@ -11,6 +11,7 @@ use jump_transport::tun::{TOO_BIG_LEN_MAX, ecn_of, fragment_ipv4, packet_too_big
 use super::inner::{self, InnerHeader};
 use super::links::{Kind, SOURCE_LEN, decode_source};
 use super::parking::Packets;
+use super::policy::Way;
 use super::route::{NodeRef, Target};
 use super::session::{Entry, Session};
 use super::uplink::{Arrival, deliver, refusal};
@@ -77,6 +78,9 @@ impl DataPlane {
         }
         if packet.len() > usize::from(session.machine.mtu()) {
             return send_too_big(session, packet, tick.now, wire, &mut self.counters);
+        }
+        if !session.takes(Way::ToClient, packet.len(), tick.now) {
+            return self.counters.drop(DropReason::RateLimit);
         }
         let sent = if session.machine.has_candidate() {
             seal_to_both(session, packet, wire, &mut self.counters)
@@ -164,7 +168,7 @@ impl DataPlane {
             Some(Target::Local(local)) => {
                 if let Some(Entry::Session(session)) = self.entries.get_mut(local) {
                     self.counters.add(Count::RelayedIn);
-                    deliver(session, packet, wire, &mut self.counters);
+                    deliver(session, packet, tick.now, wire, &mut self.counters);
                 }
             }
             // Accepted in the store, not yet here: the old owner may have heard of it before this one.
@@ -183,15 +187,15 @@ impl DataPlane {
             });
         }
         if let Some(packets) = self.parking.take(Place::Up(address)) {
-            self.release_uplink(address, &packets, wire);
+            self.release_uplink(tick, address, &packets, wire);
         }
     }
 
-    fn release_uplink<W: Wire>(&mut self, address: IpAddr, packets: &Packets, wire: &mut W) {
+    fn release_uplink<W: Wire>(&mut self, tick: Tick, address: IpAddr, packets: &Packets, wire: &mut W) {
         match self.routes.get(address).map(|route| route.target) {
             Some(Target::Local(local)) => {
                 if let Some(Entry::Session(session)) = self.entries.get_mut(local) {
-                    packets.for_each(|packet| deliver(session, packet, wire, &mut self.counters));
+                    packets.for_each(|packet| deliver(session, packet, tick.now, wire, &mut self.counters));
                 }
             }
             Some(Target::Node(node)) => {
@@ -226,11 +230,11 @@ impl DataPlane {
     }
 
     /// Packets that rode along with a claim go out once it is a session.
-    pub(super) fn release_claim_packets<W: Wire>(&mut self, local: u32, wire: &mut W) {
+    pub(super) fn release_claim_packets<W: Wire>(&mut self, local: u32, tick: Tick, wire: &mut W) {
         if let Some(packets) = self.parking.take(Place::Claim(local))
             && let Some(Entry::Session(session)) = self.entries.get_mut(local)
         {
-            packets.for_each(|packet| deliver(session, packet, wire, &mut self.counters));
+            packets.for_each(|packet| deliver(session, packet, tick.now, wire, &mut self.counters));
         }
     }
 

@@ -180,15 +180,18 @@ impl Engine {
         let mut held = false;
         let mut backlogged = false;
         loop {
-            let mut busy = false;
+            // Work that no descriptor will speak of again: the poll that follows must not wait.
+            let mut more = true;
             let mut acknowledgements: Vec<oneshot::Sender<()>> = Vec::new();
             for _ in 0..COMMANDS_BUDGET {
                 let command = match commands.try_recv() {
                     Ok(command) => command,
-                    Err(mpsc::error::TryRecvError::Empty) => break,
+                    Err(mpsc::error::TryRecvError::Empty) => {
+                        more = false;
+                        break;
+                    }
                     Err(mpsc::error::TryRecvError::Disconnected) => return Ok(()),
                 };
-                busy = true;
                 let tick = tick();
                 match plane.handle_command(tick, command, guard.holds(tick.now), &mut output) {
                     After::Nothing => {}
@@ -215,18 +218,16 @@ impl Engine {
             if ready[0] {
                 let (socket, buffers) = (&sockets.clients, &mut buffers.0);
                 let had = datagrams_in(&mut plane, socket, buffers, &guard, &mut output, CLIENT)?;
-                busy |= had != Had::Nothing;
                 backlogged = had == Had::More;
             }
-            busy |= doors_in(&mut plane, &guard, &mut output);
+            more |= doors_in(&mut plane, &guard, &mut output);
             if ready[1] {
                 let (socket, buffers) = (&sockets.mesh, &mut buffers.1);
-                let had = datagrams_in(&mut plane, socket, buffers, &guard, &mut output, MESH)?;
-                busy |= had != Had::Nothing;
+                datagrams_in(&mut plane, socket, buffers, &guard, &mut output, MESH)?;
             }
             // What was just written may have its answer waiting already.
             if ready[2] || std::mem::take(&mut output.wrote_inner) {
-                busy |= inner_in(&mut plane, &sockets, &mut buffers.2, &guard, &mut output)?;
+                inner_in(&mut plane, &sockets, &mut buffers.2, &guard, &mut output)?;
             }
             let now = tick();
             if guard.holds(now.now) {
@@ -234,7 +235,8 @@ impl Engine {
                 output.flush(&mut plane);
             }
             publish(&plane, &output.doors, &shared);
-            let timeout = match (busy, guard.holds(now.now)) {
+            // What is left in a socket or the device ends the wait at once.
+            let timeout = match (more, guard.holds(now.now)) {
                 (true, _) => Duration::ZERO,
                 (false, true) => patience(plane.poll_timeout(), now.now),
                 // Nothing that is due may be done.
@@ -277,9 +279,9 @@ fn publish(plane: &DataPlane, doors: &Doors, shared: &Shared) {
     }
 }
 
-/// What came in by the other doors, each in its turn.
+/// What came in by the other doors, each in its turn. True when a turn ended before its door was empty.
 fn doors_in(plane: &mut DataPlane, guard: &Guard, output: &mut Output<'_>) -> bool {
-    let mut busy = false;
+    let mut more = false;
     for number in 0..output.doors.len() {
         let mut left = DOOR_BUDGET;
         let tick = tick();
@@ -296,11 +298,11 @@ fn doors_in(plane: &mut DataPlane, guard: &Guard, output: &mut Output<'_>) -> bo
             output.doors.recycle(number, frame);
         }
         if left < DOOR_BUDGET {
-            busy = true;
             output.flush(plane);
         }
+        more |= left == 0;
     }
-    busy
+    more
 }
 
 /// What a socket had.
@@ -376,7 +378,7 @@ fn inner_in(
     buffers: &mut TunReceiveBuffers,
     guard: &Guard,
     output: &mut Output<'_>,
-) -> io::Result<bool> {
+) -> io::Result<()> {
     let tick = tick();
     let holds = guard.holds(tick.now);
     let received = sockets.tun.receive(buffers, TUN_BUDGET, &mut |frame| {
@@ -388,7 +390,8 @@ fn inner_in(
         }
     });
     output.flush(plane);
-    none_left(received).map(|none| !none)
+    none_left(received)?;
+    Ok(())
 }
 
 /// Says whether nothing was received. Errors of single datagrams (ICMP answers on an unconnected socket) are nothing.

@@ -19,6 +19,7 @@ mod limiter;
 mod links;
 mod orders;
 mod parking;
+mod policy;
 mod route;
 mod session;
 mod slab;
@@ -26,6 +27,7 @@ mod slab;
 mod tests;
 mod timers;
 mod uplink;
+mod usage;
 mod wire;
 
 use std::collections::{HashMap, VecDeque};
@@ -33,7 +35,7 @@ use std::collections::{HashMap, VecDeque};
 use ipnet::IpNet;
 use jump_crypto::cookie::Gate;
 use jump_crypto::entropy::Entropy;
-use jump_crypto::ids::{NodeNumber, ReceiverIndex, SessionId};
+use jump_crypto::ids::{Epoch, NodeNumber, ReceiverIndex, SessionId};
 use jump_crypto::record::{Content, HEADER_LEN, OVERHEAD, SealingKey};
 use jump_session::frame::{FRAME_LEN_MAX, Frame, MTU_MAX};
 use jump_session::gateway::{Effect, Nanos, Timing};
@@ -46,9 +48,11 @@ pub use counters::{Count, Counters, DropReason, SharedCounters, Suspect};
 pub use limiter::Rate;
 pub use links::Link;
 pub use parking::{PLACE_BYTES_MAX, TOTAL_BYTES_MAX, WAIT_MAX};
+pub use policy::Policy;
 pub use route::NodeRef;
-pub use session::Inner;
+pub use session::{Inner, Traffic};
 pub use slab::{ENTRIES_MAX, Slab};
+pub use usage::{Usage, UsagePage};
 pub use wire::Wire;
 
 use claims::GivenUp;
@@ -161,6 +165,8 @@ pub struct DataPlane {
     /// What of each session is over here.
     given_up: HashMap<SessionId, GivenUp>,
     given_up_order: VecDeque<(Nanos, SessionId)>,
+    /// Policies of sessions whose claims are under way.
+    early_policies: HashMap<SessionId, (Epoch, Policy)>,
     /// When sessions that the last snapshot and the news after it do not mention are over.
     snapshot_due: Option<Nanos>,
     sources: SourceLimiter,
@@ -205,6 +211,7 @@ impl DataPlane {
             retired: VecDeque::new(),
             given_up: HashMap::new(),
             given_up_order: VecDeque::new(),
+            early_policies: HashMap::new(),
             snapshot_due: None,
             hints: Bucket::default(),
             fairness: fair::Fairness::new(),

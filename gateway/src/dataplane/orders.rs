@@ -77,6 +77,10 @@ impl DataPlane {
                 // The asker may have gone; then nobody wants the list.
                 let _ = answer.send(self.list());
             }
+            Command::Usage { from, answer } => {
+                // As with the list.
+                let _ = answer.send(self.usage(from));
+            }
             Command::Shutdown => return After::Shutdown,
         }
         After::Nothing

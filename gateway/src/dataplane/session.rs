@@ -2,7 +2,6 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use ipnet::IpNet;
 use jump_crypto::handshake::{AttachIntent, Established};
 use jump_crypto::ids::{DeviceKey, SessionId};
 use jump_crypto::record::{OpeningKey, SealingKey};
@@ -11,6 +10,7 @@ use jump_session::path::Path;
 use jump_transport::tun::ErrorPace;
 
 use super::fair::Share;
+use super::policy::{Bounds, Policy, Way};
 use super::timers::Armed;
 use super::{DropReason, Suspect};
 
@@ -95,8 +95,8 @@ pub(crate) struct Session {
     pub(crate) id: SessionId,
     pub(crate) device: DeviceKey,
     pub(crate) correlation: [u8; 16],
-    /// Destinations that the device may reach; `None` for all.
-    pub(crate) allowed: Option<Box<[IpNet]>>,
+    /// What bounds it by its device's policy; `None` for nothing.
+    pub(super) bounds: Option<Box<Bounds>>,
     /// The encoded outcome of the attach or rekey, repeated for every `Confirm` for a while.
     pub(crate) outcome: Option<Box<Outcome>>,
     pub(crate) armed: Armed,
@@ -112,7 +112,7 @@ pub(crate) struct Session {
 
 /// What was forwarded for one session by this gateway.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(crate) struct Traffic {
+pub struct Traffic {
     /// Inner packets from the client.
     pub packets_up: u64,
     /// Their bytes.
@@ -146,9 +146,20 @@ impl Session {
     /// True when the device may send to `destination`.
     #[inline]
     pub(crate) fn may_reach(&self, destination: IpAddr) -> bool {
-        self.allowed
-            .as_ref()
-            .is_none_or(|allowed| allowed.iter().any(|network| network.contains(&destination)))
+        self.bounds.as_ref().is_none_or(|bounds| bounds.reaches(destination))
+    }
+
+    /// Obeys a policy from now on. One that has not changed leaves the buckets as they are.
+    pub(super) fn rebound(&mut self, policy: &Policy) {
+        if !self.bounds.as_ref().map_or(*policy == Policy::default(), |bounds| bounds.is(policy)) {
+            self.bounds = Bounds::of(policy.clone());
+        }
+    }
+
+    /// Takes `bytes` out of what may go this way now; false when there is not enough left.
+    #[inline]
+    pub(super) fn takes(&mut self, way: Way, bytes: usize, now: Nanos) -> bool {
+        self.bounds.as_mut().is_none_or(|bounds| bounds.takes(way, bytes, now))
     }
 }
 

@@ -268,7 +268,13 @@ impl Node {
     }
 
     pub(super) fn bind(&mut self, session: SessionId, epoch: u64, inner: &[IpAddr], phase: BindingPhase) {
-        let update = BindingUpdate { session, epoch: Epoch(epoch), inner: inner.to_vec(), phase };
+        let update = BindingUpdate {
+            session,
+            epoch: Epoch(epoch),
+            inner: inner.to_vec(),
+            phase,
+            policy: Policy::default(),
+        };
         self.command(Command::Bindings(vec![update]));
     }
 }
@@ -310,7 +316,7 @@ pub(super) fn activation(session: SessionId, epoch: u64, inner: &[IpAddr], now: 
         idle_transport_max: Duration::from_secs(120),
         switches_per_minute_max: 20,
         switch_cooldown: Duration::ZERO,
-        allowed: vec![],
+        policy: Policy::default(),
         result,
     }
 }

@@ -3,7 +3,7 @@
 use jump_crypto::record::{Content, OpenError, RecordHeader};
 use jump_crypto::wire::DatagramType;
 use jump_session::frame::{Accepted, AttachResult, Frame};
-use jump_session::gateway::Received;
+use jump_session::gateway::{Nanos, Received};
 use jump_session::ids::Epoch;
 use jump_session::path::Path;
 use jump_session::reason::Reason;
@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use super::inner::InnerHeader;
 use super::links::{Kind, encode_source};
+use super::policy::Way;
 use super::route::Target;
 use super::session::{Entry, Handshake, Outcome, Retired, Retirement, Session, Stage};
 use super::{
@@ -141,7 +142,7 @@ impl DataPlane {
                     None if !apply_outer_ecn(opened.plaintext, self.outer_ecn) => {
                         self.counters.drop(DropReason::Congestion);
                     }
-                    None => deliver(session, opened.plaintext, wire, &mut self.counters),
+                    None => deliver(session, opened.plaintext, tick.now, wire, &mut self.counters),
                     Some(frame) => self.handle_frame(tick, local, source, frame.ok(), wire),
                 }
                 if !self.effects.is_empty() {
@@ -305,7 +306,7 @@ impl DataPlane {
         self.counters.add(Count::Rekeys);
         self.note(new, super::What::Rekeyed);
         self.arm(new);
-        self.release_claim_packets(new, wire);
+        self.release_claim_packets(new, tick, wire);
     }
 
     /// A record under keys that only open.
@@ -331,7 +332,7 @@ impl DataPlane {
                 // It may have come back here since.
                 let current = self.by_session.get(&session).and_then(|local| self.entries.get_mut(*local));
                 if let Some(Entry::Session(session)) = current {
-                    return deliver(session, opened.plaintext, wire, &mut self.counters);
+                    return deliver(session, opened.plaintext, tick.now, wire, &mut self.counters);
                 }
                 self.hand_on_uplink(tick, header.source, opened.plaintext, wire);
             }
@@ -426,6 +427,7 @@ fn renewed(session: &Session) -> AttachResult {
 pub(super) fn deliver<W: Wire>(
     session: &mut Session,
     packet: &[u8],
+    now: Nanos,
     wire: &mut W,
     counters: &mut super::Counters,
 ) {
@@ -446,6 +448,9 @@ pub(super) fn deliver<W: Wire>(
     if !session.may_reach(header.destination) {
         let (path, to) = (session.machine.path(), Some(header.destination));
         return counters.drop_of(session.suspect(DropReason::InnerDestination, path, to));
+    }
+    if !session.takes(Way::FromClient, packet.len(), now) {
+        return counters.drop(DropReason::RateLimit);
     }
     wire.to_inner(packet);
     counters.add(Count::PacketsUp);

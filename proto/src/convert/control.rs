@@ -5,7 +5,7 @@ use jump_session::ownership::{AttachRequest, HistoryEntry, MoveOrder, Owner, Pha
 use jump_session::policy::SessionPolicy;
 use uuid::Uuid;
 
-use super::{BadFields, Fields, duration, timestamp};
+use super::{BadFields, Fields, device_policy, duration, timestamp};
 use crate::control_v1 as wire;
 
 /// The longest accepted client address, in bytes: `[v6%scope]:port` fits.
@@ -191,6 +191,7 @@ impl From<&SessionRecord> for wire::Binding {
             reason: record.reason.code().to_owned(),
             r#move: record.moving.as_ref().map(Into::into),
             correlation_id: correlation(record),
+            policy: device_policy(&record.policy),
         }
     }
 }
@@ -215,16 +216,18 @@ impl From<&Refusal> for wire::attach_response::Rejected {
     }
 }
 
-impl From<&SessionPolicy> for wire::SessionPolicy {
-    /// Allowed destinations are the device's, not the policy's: they are empty.
-    fn from(policy: &SessionPolicy) -> Self {
+impl wire::SessionPolicy {
+    /// What bounds the session of `record` under `policy`.
+    pub fn of(policy: &SessionPolicy, record: &SessionRecord) -> Self {
+        let device = device_policy(&record.policy).unwrap_or_default();
         Self {
             session_lifetime: Some(duration(policy.session_lifetime)),
             idle_transport_max: Some(duration(policy.idle_transport_max)),
             recovery_window: Some(duration(policy.recovery_window)),
             switches_per_minute_max: policy.switches_per_minute_max,
             switch_cooldown: Some(duration(policy.switch_cooldown)),
-            allowed_destinations: Vec::new(),
+            allowed_destinations: device.allowed_destinations,
+            bytes_per_second: device.bytes_per_second,
         }
     }
 }

@@ -6,7 +6,7 @@ use jump_session::ids::{AttachSeq, AttemptId, DeviceKey, Epoch, Incarnation, Ses
 use jump_session::ownership::{Claim, HistoryEntry, MoveOrder, Owner, Phase, SessionRecord};
 use jump_session::reason::Reason;
 
-use super::{BadFields, Fields};
+use super::{BadFields, Fields, stored_policy};
 use crate::store_v1 as wire;
 use crate::store_v1::session_record::Phase as WirePhase;
 
@@ -58,6 +58,7 @@ impl From<&SessionRecord> for wire::SessionRecord {
                 node_id: order.to.as_ref().map(ToString::to_string).unwrap_or_default(),
                 since_ms: order.since,
             }),
+            policy: stored_policy(&record.policy),
         }
     }
 }
@@ -96,6 +97,7 @@ impl TryFrom<wire::SessionRecord> for SessionRecord {
             Some(MoveOrder { to: to.map_or(Some(None), |to| to.map(Some))?, since: order.since_ms })
         });
         let correlation = fields.bytes("correlation_id", &record.correlation_id);
+        let policy = fields.stored_policy("policy", record.policy.as_ref());
         fields.finish(|| {
             Some(Self {
                 id: id?,
@@ -114,6 +116,7 @@ impl TryFrom<wire::SessionRecord> for SessionRecord {
                 recent_switches: record.recent_switches_ms,
                 moving,
                 correlation: correlation?,
+                policy: policy?,
             })
         })
     }
@@ -179,6 +182,14 @@ fn address(bytes: &[u8]) -> Result<IpAddr, &'static str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use jump_session::policy::DevicePolicy;
+
+    fn policy() -> DevicePolicy {
+        DevicePolicy {
+            allowed_destinations: vec!["10.2.0.0/16".parse().unwrap()],
+            bytes_per_second: 1_000_000,
+        }
+    }
 
     fn record(phase: Phase) -> SessionRecord {
         let owner = Owner { node: "gw1".parse().unwrap(), incarnation: Incarnation(7) };
@@ -199,6 +210,7 @@ mod tests {
             recent_switches: vec![8, 9],
             moving: Some(MoveOrder { to: Some("gw2".parse().unwrap()), since: 12 }),
             correlation: [6; 16],
+            policy: policy(),
         }
     }
 

@@ -1,6 +1,7 @@
 //! `jump-bench-dataplane`: this tunnel and others, side by side on one line of three namespaces.
 
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use clap::{Parser, ValueEnum};
@@ -39,6 +40,12 @@ struct Arguments {
     /// Measures nothing and writes the tables of the samples that are there.
     #[arg(long)]
     report: bool,
+    /// Stops after so many minutes, between two loads; the next run goes on where this one stopped.
+    #[arg(long)]
+    minutes: Option<f64>,
+    /// Also puts the tables into this document, between its marks.
+    #[arg(long)]
+    document: Option<PathBuf>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -67,8 +74,9 @@ fn main() -> Result<()> {
     if !arguments.report {
         measure(&arguments, &mut results)?;
     }
-    println!("{}", results.write(&names)?);
-    Ok(())
+    let text = results.write(&names)?;
+    println!("{text}");
+    arguments.document.as_deref().map_or(Ok(()), |document| Results::publish(&text, document))
 }
 
 fn measure(arguments: &Arguments, results: &mut Results) -> Result<()> {
@@ -89,15 +97,19 @@ fn measure(arguments: &Arguments, results: &mut Results) -> Result<()> {
         }
     }
     ensure!(!tunnels.is_empty(), "no such tunnel; there are: {:?}", peers::ALL.map(|(name, _)| name));
+    let deadline = arguments.minutes.map(|minutes| Instant::now() + Duration::from_secs_f64(minutes * 60.0));
     for round in 1..=arguments.rounds {
-        for offloads in &arguments.offloads {
-            let on = *offloads == Offloads::On;
+        for (load, offloads) in groups(arguments) {
+            if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+                eprintln!("the time is over in round {round} of {}: run it again to go on", arguments.rounds);
+                return Ok(());
+            }
+            let on = offloads == Offloads::On;
             line.set_offloads(on)?;
             for tunnel in &tunnels {
-                for load in &arguments.loads {
-                    measure_one(arguments, &line, tunnel, *load, on, results)
-                        .with_context(|| format!("{} {load:?}", tunnel.name))?;
-                }
+                let at = At { line: &line, tunnel, offloads: on, round };
+                measure_one(arguments, &at, load, results)
+                    .with_context(|| format!("{} {load:?}", tunnel.name))?;
             }
         }
         eprintln!("round {round} of {} is done", arguments.rounds);
@@ -105,26 +117,40 @@ fn measure(arguments: &Arguments, results: &mut Results) -> Result<()> {
     Ok(())
 }
 
-fn measure_one(
-    arguments: &Arguments,
-    line: &Line,
-    tunnel: &Tunnel,
-    load: Load,
+/// What is measured in a round, each for every tunnel before the next. Without offloads only streams are promised
+/// anything.
+fn groups(arguments: &Arguments) -> impl Iterator<Item = (Load, Offloads)> {
+    let pairs =
+        arguments.offloads.iter().flat_map(|offloads| arguments.loads.iter().map(|load| (*load, *offloads)));
+    pairs.filter(|(load, offloads)| *offloads == Offloads::On || *load == Load::Tcp)
+}
+
+/// Where and when a load is measured.
+struct At<'a> {
+    line: &'a Line,
+    tunnel: &'a Tunnel,
     offloads: bool,
-    results: &mut Results,
-) -> Result<()> {
-    let mut keep = |measure: &str, value: f64| {
+    round: u32,
+}
+
+fn measure_one(arguments: &Arguments, at: &At<'_>, load: Load, results: &mut Results) -> Result<()> {
+    let At { line, tunnel, offloads, round } = *at;
+    let keep = |results: &mut Results, measure: &str, value: f64| {
         eprintln!("{:<13} offloads {offloads:<5} {measure:<14} {value:.3e}", tunnel.name);
-        results.add(tunnel.name, offloads, measure, value)
+        results.add(tunnel.name, offloads, measure, round, value)
     };
+    let has = |results: &Results, measure: &str| results.has(tunnel.name, offloads, measure, round);
     let directions = [(Direction::Up, "up"), (Direction::Down, "down")];
     match load {
         Load::Tcp => {
             for (direction, name) in directions {
+                if has(results, &format!("tcp_{name}")) {
+                    continue;
+                }
                 let stream = load::tcp(line, tunnel, direction, arguments.seconds)?;
-                keep(&format!("tcp_{name}"), stream.bits_per_second)?;
+                keep(results, &format!("tcp_{name}"), stream.bits_per_second)?;
                 if let Some(cost) = stream.gateway_seconds_per_gb {
-                    keep(&format!("cpu_{name}"), cost)?;
+                    keep(results, &format!("cpu_{name}"), cost)?;
                 }
             }
         }
@@ -132,17 +158,22 @@ fn measure_one(
             for len in [64, 1200] {
                 for (direction, name) in directions {
                     let measure = format!("udp_{len}_{name}");
+                    if has(results, &measure) {
+                        continue;
+                    }
                     let start = results.median(tunnel.name, offloads, &measure).unwrap_or(START);
                     let rate = load::datagrams(line, tunnel, direction, len, start * 0.9)?;
-                    eprintln!("{:<13} offloads {offloads:<5} {measure:<14} {rate:.3e}", tunnel.name);
-                    results.add(tunnel.name, offloads, &measure, rate)?;
+                    keep(results, &measure, rate)?;
                 }
             }
         }
         Load::Ping => {
+            if has(results, "ping_p99") {
+                return Ok(());
+            }
             let times = load::pings(line, tunnel)?;
-            keep("ping_p50", times[times.len() / 2])?;
-            keep("ping_p99", times[times.len() * 99 / 100])?;
+            keep(results, "ping_p50", times[times.len() / 2])?;
+            keep(results, "ping_p99", times[times.len() * 99 / 100])?;
         }
     }
     Ok(())

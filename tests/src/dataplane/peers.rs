@@ -34,9 +34,7 @@ type Start = fn(&Setup<'_>, u8) -> Result<Option<Tunnel>>;
 pub const ALL: [(&str, Start); 7] = [
     ("jump", jump),
     ("wireguard-go", |setup, n| wireguard(setup, n, "wireguard-go", &["-f"])),
-    ("gotatun", |setup, n| {
-        wireguard(setup, n, "gotatun-cli", &["--foreground", "--disable-drop-privileges"])
-    }),
+    ("gotatun", |setup, n| wireguard(setup, n, "gotatun", &["--foreground", "--disable-drop-privileges"])),
     ("boringtun", |setup, n| {
         wireguard(setup, n, "boringtun-cli", &["--foreground", "--disable-drop-privileges"])
     }),

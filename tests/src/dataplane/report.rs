@@ -10,6 +10,8 @@ use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
+use super::promises;
+
 /// One measured value.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Sample {
@@ -19,9 +21,15 @@ pub struct Sample {
     pub offloads: bool,
     /// What was measured, for example `tcp_up`.
     pub measure: String,
+    /// The round, from 1 on: all tunnels are measured in each.
+    pub round: u32,
     /// In the measure's unit.
     pub value: f64,
 }
+
+/// Around the tables in a document.
+const BEGIN: &str = "<!-- results of make bench-dataplane begin -->";
+const END: &str = "<!-- results of make bench-dataplane end -->";
 
 /// A line of the tables.
 struct Row {
@@ -84,26 +92,52 @@ impl Results {
     ///
     /// # Errors
     /// When it cannot be written.
-    pub fn add(&mut self, tunnel: &str, offloads: bool, measure: &str, value: f64) -> Result<()> {
-        let sample = Sample { tunnel: tunnel.to_owned(), offloads, measure: measure.to_owned(), value };
+    pub fn add(&mut self, tunnel: &str, offloads: bool, measure: &str, round: u32, value: f64) -> Result<()> {
+        self.note(tunnel, offloads, measure, round, value);
         let path = self.dir.join("samples.jsonl");
         let mut file = File::options().create(true).append(true).open(path)?;
-        writeln!(file, "{}", serde_json::to_string(&sample)?)?;
-        self.samples.push(sample);
+        writeln!(file, "{}", serde_json::to_string(&self.samples.last())?)?;
         Ok(())
     }
 
-    /// In the order of the rounds.
+    /// Keeps a sample in memory alone.
+    pub(super) fn note(&mut self, tunnel: &str, offloads: bool, measure: &str, round: u32, value: f64) {
+        let (tunnel, measure) = (tunnel.to_owned(), measure.to_owned());
+        self.samples.push(Sample { tunnel, offloads, measure, round, value });
+    }
+
+    #[cfg(test)]
+    pub(super) fn empty() -> Self {
+        Self { dir: PathBuf::new(), samples: Vec::new(), versions: BTreeMap::new() }
+    }
+
+    /// True when an earlier piece of the run has this sample.
+    pub fn has(&self, tunnel: &str, offloads: bool, measure: &str, round: u32) -> bool {
+        self.of(tunnel, offloads, measure).any(|sample| sample.round == round)
+    }
+
+    fn of<'a>(
+        &'a self,
+        tunnel: &'a str,
+        offloads: bool,
+        measure: &'a str,
+    ) -> impl Iterator<Item = &'a Sample> {
+        let wanted = move |s: &&Sample| s.tunnel == tunnel && s.offloads == offloads && s.measure == measure;
+        self.samples.iter().filter(wanted)
+    }
+
     fn values(&self, tunnel: &str, offloads: bool, measure: &str) -> Vec<f64> {
-        let wanted = |s: &&Sample| s.tunnel == tunnel && s.offloads == offloads && s.measure == measure;
-        self.samples.iter().filter(wanted).map(|s| s.value).collect()
+        self.of(tunnel, offloads, measure).map(|sample| sample.value).collect()
     }
 
     /// How many times as much the tunnel `of` had as `than`: the median over the rounds of the ratio within a round. The
     /// machine's mood changes from round to round, and both met the same.
-    fn ratio(&self, of: &str, than: &str, offloads: bool, measure: &str) -> Option<f64> {
-        let (of, than) = (self.values(of, offloads, measure), self.values(than, offloads, measure));
-        median(of.iter().zip(&than).map(|(of, than)| of / than).collect())
+    pub(super) fn ratio(&self, of: &str, than: &str, offloads: bool, measure: &str) -> Option<f64> {
+        let ratios = self.of(of, offloads, measure).filter_map(|own| {
+            let mut others = self.of(than, offloads, measure);
+            others.find(|other| other.round == own.round).map(|other| own.value / other.value)
+        });
+        median(ratios.collect())
     }
 
     /// The median of a measure, if there is a sample.
@@ -127,14 +161,27 @@ impl Results {
                 continue;
             }
             let table = self.table(&measured, offloads, &mut medians);
-            write!(text, "\n### {title}\n\n{table}")?;
+            write!(text, "\n**{title}**\n\n{table}")?;
         }
+        write!(text, "\n**What the promises say to that**\n\n{}", promises::table(self))?;
         writeln!(text, "\nVersions: {}", self.versions_line())?;
         fs::write(self.dir.join("results.md"), &text).context("writing results.md")?;
         let all = json!({ "machine": machine, "versions": self.versions, "medians": medians, "samples": self.samples });
         fs::write(self.dir.join("results.json"), serde_json::to_string_pretty(&all)?)
             .context("writing results.json")?;
         Ok(text)
+    }
+
+    /// Puts `text` between the marks of `document`.
+    ///
+    /// # Errors
+    /// When the document cannot be read or written, or has no marks.
+    pub fn publish(text: &str, document: &Path) -> Result<()> {
+        let old = fs::read_to_string(document).with_context(|| format!("reading {}", document.display()))?;
+        let (before, rest) = old.split_once(BEGIN).with_context(|| format!("no line {BEGIN:?}"))?;
+        let (_, after) = rest.split_once(END).with_context(|| format!("no line {END:?}"))?;
+        let new = format!("{before}{BEGIN}\n\n{}\n\n{END}{after}", text.trim());
+        fs::write(document, new).with_context(|| format!("writing {}", document.display()))
     }
 
     fn table(&self, tunnels: &[&str], offloads: bool, medians: &mut Vec<serde_json::Value>) -> String {
@@ -197,16 +244,20 @@ mod tests {
 
     #[test]
     fn a_ratio_is_of_the_same_round_and_not_of_the_medians() {
-        let sample = |tunnel: &str, value| Sample {
-            tunnel: tunnel.to_owned(),
-            offloads: true,
-            measure: "tcp_up".to_owned(),
-            value,
-        };
-        // A slow round for both, then two fast ones in which only one of them was lucky.
-        let samples = [("own", 2.0), ("peer", 1.0), ("own", 6.0), ("peer", 3.0), ("own", 6.0), ("peer", 4.0)];
-        let samples = samples.map(|(tunnel, value)| sample(tunnel, value)).to_vec();
-        let results = Results { dir: PathBuf::new(), samples, versions: BTreeMap::new() };
+        let mut results = Results::empty();
+        // A slow round for both, then two fast ones in which only one of them was lucky; in the third piece the peer came
+        // first.
+        let samples = [
+            ("own", 1, 2.0),
+            ("peer", 1, 1.0),
+            ("own", 2, 6.0),
+            ("peer", 3, 4.0),
+            ("peer", 2, 3.0),
+            ("own", 3, 6.0),
+        ];
+        for (tunnel, round, value) in samples {
+            results.note(tunnel, true, "tcp_up", round, value);
+        }
         assert_eq!(results.median("own", true, "tcp_up"), Some(6.0));
         assert_eq!(results.ratio("own", "peer", true, "tcp_up"), Some(2.0));
         assert_eq!(results.ratio("own", "nobody", true, "tcp_up"), None);

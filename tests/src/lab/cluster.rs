@@ -400,7 +400,7 @@ impl Cluster {
     }
 
     /// A host from which the operators' CLI reaches control: the last control replica's own.
-    fn operator_host(&self) -> &Host {
+    pub(crate) fn operator_host(&self) -> &Host {
         self.network.controls.last().unwrap_or(&self.network.inner)
     }
 }

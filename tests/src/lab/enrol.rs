@@ -72,6 +72,7 @@ async fn enrol_one(channel: Channel, device_key: String, i: usize) -> Result<()>
             name: format!("virtual-{i}"),
             not_after: None,
             request_id: uuid::Uuid::new_v4().to_string(),
+            policy: None,
         };
         match DeviceServiceClient::new(channel.clone()).enrol_device(request).await {
             Ok(_) => return Ok(()),

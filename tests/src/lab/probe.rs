@@ -259,17 +259,22 @@ fn number(datagram: &[u8]) -> Option<u64> {
 
 /// A thread that is told to stop, and joined, when dropped.
 #[derive(Debug)]
-pub(super) struct Worker {
+pub(crate) struct Worker {
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Worker {
-    pub(super) fn start(name: &str, body: impl FnOnce(&AtomicBool) + Send + 'static) -> Result<Self> {
+    pub(crate) fn start(name: &str, body: impl FnOnce(&AtomicBool) + Send + 'static) -> Result<Self> {
         let stop = Arc::new(AtomicBool::new(false));
         let told = Arc::clone(&stop);
         let thread = std::thread::Builder::new().name(name.to_owned()).spawn(move || body(&told))?;
         Ok(Self { stop, thread: Some(thread) })
+    }
+
+    /// True until its body has returned.
+    pub(crate) fn is_running(&self) -> bool {
+        self.thread.as_ref().is_some_and(|thread| !thread.is_finished())
     }
 }
 

@@ -9,7 +9,7 @@ use super::{
     is_recent, millis,
 };
 use crate::ids::{Epoch, SessionId};
-use crate::policy::SessionPolicy;
+use crate::policy::{DevicePolicy, SessionPolicy};
 use crate::reason::Reason;
 
 /// Asking again never helps.
@@ -148,6 +148,7 @@ pub fn birth(
         recent_switches: Vec::new(),
         moving: None,
         correlation,
+        policy: DevicePolicy::default(),
     };
     Ok(Transition { next, conditions: vec![Condition::Registered(owner)] })
 }

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use super::*;
-use crate::policy::SessionPolicy;
+use crate::policy::{DevicePolicy, SessionPolicy};
 
 const NOW: UnixMillis = 10_000_000;
 /// The record's epoch and highest accepted sequence number.
@@ -49,6 +49,7 @@ pub(super) fn record(phase: Phase) -> SessionRecord {
         recent_switches: vec![NOW - 30_000],
         moving: None,
         correlation: [3; 16],
+        policy: DevicePolicy::default(),
     }
 }
 

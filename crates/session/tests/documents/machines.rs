@@ -13,7 +13,7 @@ use jump_session::ownership::{
     self, AttachRequest, Change, Claim, Decision, DeviceStanding, HistoryEntry, Owner, Phase, SessionRecord,
     View,
 };
-use jump_session::policy::SessionPolicy;
+use jump_session::policy::{DevicePolicy, SessionPolicy};
 use jump_session::reason::Reason;
 
 use crate::{document, root};
@@ -141,6 +141,7 @@ fn record(phase: Phase) -> SessionRecord {
         }],
         recent_switches: vec![],
         correlation: [3; 16],
+        policy: DevicePolicy::default(),
         ..base()
     }
 }

@@ -222,6 +222,7 @@ actions! {
         DeviceRotated = "device_rotated", EntityManagement, 3 "Update", Informational, ok, "A device replaced its key.";
         DeviceRevoked = "device_revoked", EntityManagement, 4 "Delete", Medium, ok, "A device's key was revoked; its sessions end.";
         KeyRotated = "key_rotated", EntityManagement, 3 "Update", Informational, ok, "A cluster or grant key was rotated.";
+        PolicyChanged = "policy_changed", EntityManagement, 3 "Update", Low, ok, "A policy was changed.";
     }
 }
 

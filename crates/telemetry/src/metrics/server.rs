@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -29,6 +30,10 @@ const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
 /// How often fresh observations are folded in when nobody scrapes.
 const UPKEEP_INTERVAL: Duration = Duration::from_secs(5);
 
+/// Makes a page's text, or says what was wrong with the query.
+type Page =
+    Arc<dyn Fn(Option<String>) -> Pin<Box<dyn Future<Output = Result<String, String>> + Send>> + Send + Sync>;
+
 type Check = Arc<dyn Fn() -> Result<(), String> + Send + Sync>;
 
 /// What [`serve`] needs.
@@ -38,13 +43,14 @@ pub struct ServeConfig {
     definitions: Vec<&'static [MetricDef]>,
     alive: Check,
     ready: Check,
+    local: Vec<(&'static str, Page)>,
 }
 
 impl ServeConfig {
     /// Serves on `addr` (port 0 for any free one); always alive and ready until told otherwise.
     pub fn new(addr: SocketAddr) -> Self {
         let fine: Check = Arc::new(|| Ok(()));
-        Self { addr, definitions: Vec::new(), alive: Arc::clone(&fine), ready: fine }
+        Self { addr, definitions: Vec::new(), alive: Arc::clone(&fine), ready: fine, local: Vec::new() }
     }
 
     /// Adds a crate's metrics.
@@ -65,6 +71,22 @@ impl ServeConfig {
     #[must_use]
     pub fn alive(mut self, alive: impl Fn() -> Result<(), String> + Send + Sync + 'static) -> Self {
         self.alive = Arc::new(alive);
+        self
+    }
+}
+
+impl ServeConfig {
+    /// Adds a page that only callers on the machine itself may see: `make` gets the query and answers the text.
+    #[must_use]
+    pub fn local_page<F>(
+        mut self,
+        path: &'static str,
+        make: impl Fn(Option<String>) -> F + Send + Sync + 'static,
+    ) -> Self
+    where
+        F: Future<Output = Result<String, String>> + Send + 'static,
+    {
+        self.local.push((path, Arc::new(move |query| Box::pin(make(query)))));
         self
     }
 }
@@ -127,7 +149,11 @@ pub async fn serve(config: ServeConfig) -> Result<MetricsServer, ServeError> {
     let listen = |source| ServeError::Listen { addr: config.addr, source };
     let listener = TcpListener::bind(config.addr).await.map_err(listen)?;
     let addr = listener.local_addr().map_err(listen)?;
-    let accept = tokio::spawn(accept(listener, registry.clone(), config.alive, config.ready));
+    let accept = {
+        let ServeConfig { alive, ready, local, .. } = config;
+        let pages = Pages { registry: registry.clone(), alive, ready, local: local.into(), near: false };
+        tokio::spawn(accept(listener, pages))
+    };
     let upkeep = tokio::spawn(upkeep(registry.clone()));
     Ok(MetricsServer { addr, registry, tasks: [accept, upkeep] })
 }
@@ -140,10 +166,10 @@ async fn upkeep(registry: Registry) {
     }
 }
 
-async fn accept(listener: TcpListener, registry: Registry, alive: Check, ready: Check) {
+async fn accept(listener: TcpListener, pages: Pages) {
     let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     loop {
-        let Ok((stream, _)) = listener.accept().await else {
+        let Ok((stream, peer)) = listener.accept().await else {
             // Out of file descriptors, most likely: leave the rest of the process room to recover.
             tokio::time::sleep(Duration::from_millis(100)).await;
             continue;
@@ -151,8 +177,7 @@ async fn accept(listener: TcpListener, registry: Registry, alive: Check, ready: 
         let Ok(place) = Arc::clone(&places).try_acquire_owned() else {
             continue;
         };
-        let pages =
-            Pages { registry: registry.clone(), alive: Arc::clone(&alive), ready: Arc::clone(&ready) };
+        let pages = Pages { near: peer.ip().to_canonical().is_loopback(), ..pages.clone() };
         tokio::spawn(async move {
             let _ = tokio::time::timeout(CONNECTION_LIFETIME, serve_connection(stream, pages)).await;
             drop(place);
@@ -162,8 +187,9 @@ async fn accept(listener: TcpListener, registry: Registry, alive: Check, ready: 
 
 async fn serve_connection(stream: TcpStream, pages: Pages) {
     let answer = service_fn(|request: Request<Incoming>| {
-        let response = pages.answer(request.method(), request.uri().path());
-        async move { Ok::<_, Infallible>(response) }
+        let (method, uri) = (request.method().clone(), request.uri().clone());
+        let pages = pages.clone();
+        async move { Ok::<_, Infallible>(pages.answer(&method, uri.path(), uri.query()).await) }
     });
     // A client that misbehaves or leaves is its own problem.
     let _ = hyper::server::conn::http1::Builder::new()
@@ -174,14 +200,18 @@ async fn serve_connection(stream: TcpStream, pages: Pages) {
         .await;
 }
 
+#[derive(Clone)]
 struct Pages {
     registry: Registry,
     alive: Check,
     ready: Check,
+    local: Arc<[(&'static str, Page)]>,
+    /// The caller is on this machine.
+    near: bool,
 }
 
 impl Pages {
-    fn answer(&self, method: &Method, path: &str) -> Response<Full<Bytes>> {
+    async fn answer(&self, method: &Method, path: &str, query: Option<&str>) -> Response<Full<Bytes>> {
         if method != Method::GET && method != Method::HEAD {
             return page(StatusCode::METHOD_NOT_ALLOWED, "only GET\n".into());
         }
@@ -189,6 +219,14 @@ impl Pages {
             "/metrics" => page(StatusCode::OK, self.registry.render()),
             "/healthz" => health(&self.alive, "alive\n"),
             "/readyz" => health(&self.ready, "ready\n"),
+            path if self.near
+                && let Some((_, make)) = self.local.iter().find(|(known, _)| *known == path) =>
+            {
+                match make(query.map(str::to_owned)).await {
+                    Ok(text) => page(StatusCode::OK, text),
+                    Err(problem) => page(StatusCode::BAD_REQUEST, format!("{problem}\n")),
+                }
+            }
             _ => page(StatusCode::NOT_FOUND, "try /metrics, /healthz or /readyz\n".into()),
         }
     }
@@ -267,6 +305,24 @@ mod tests {
         assert!(get(server.addr(), &request("POST", "/metrics")).await.starts_with("HTTP/1.1 405"));
         assert!(get(server.addr(), &request("GET", "/")).await.starts_with("HTTP/1.1 404"));
         assert!(get(server.addr(), "nonsense\r\n\r\n").await.starts_with("HTTP/1.1 400"));
+    }
+
+    #[tokio::test]
+    async fn a_local_page_gets_its_query_and_is_not_there_for_others() {
+        let page: Page =
+            Arc::new(|query| Box::pin(async move { query.ok_or_else(|| "no query".to_owned()) }));
+        let fine: Check = Arc::new(|| Ok(()));
+        let registry = install(&[]).expect("a registry");
+        let local = Arc::from([("/sessions", page)]);
+        let near = Pages { registry, alive: Arc::clone(&fine), ready: fine, local, near: true };
+        let far = Pages { near: false, ..near.clone() };
+        assert_eq!(near.answer(&Method::GET, "/sessions", Some("from=7")).await.status(), StatusCode::OK);
+        assert_eq!(near.answer(&Method::GET, "/sessions", None).await.status(), StatusCode::BAD_REQUEST);
+        assert_eq!(near.answer(&Method::GET, "/session", None).await.status(), StatusCode::NOT_FOUND);
+        assert_eq!(
+            far.answer(&Method::GET, "/sessions", Some("from=7")).await.status(),
+            StatusCode::NOT_FOUND
+        );
     }
 
     #[tokio::test]

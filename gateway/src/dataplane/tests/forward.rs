@@ -50,7 +50,7 @@ fn a_device_reaches_only_what_its_policy_allows() {
     let mut client = Client::new(&mut cluster, 1);
     let confirmed = client.confirm(&mut node, None);
     let mut allowed = activation(session(1), 1, &[inner(1)], node.now);
-    allowed.allowed = vec!["10.1.0.0/24".parse().unwrap()];
+    allowed.policy.allowed = Some(vec!["10.1.0.0/24".parse().unwrap()]);
     node.command(Command::Decide { index: confirmed.index, verdict: Box::new(Verdict::Accepted(allowed)) });
     client.send_packet(&mut node, &packet(inner(1), server(), b"yes"));
     client.send_packet(&mut node, &packet(inner(1), IpAddr::from([10, 1, 1, 1]), b"no"));
@@ -64,7 +64,7 @@ fn what_a_device_may_not_reach_does_not_reach_it_except_to_say_that_a_packet_did
     let mut client = Client::new(&mut cluster, 1);
     let confirmed = client.confirm(&mut node, None);
     let mut allowed = activation(session(1), 1, &[inner(1)], node.now);
-    allowed.allowed = vec!["10.1.0.0/24".parse().unwrap()];
+    allowed.policy.allowed = Some(vec!["10.1.0.0/24".parse().unwrap()]);
     node.command(Command::Decide { index: confirmed.index, verdict: Box::new(Verdict::Accepted(allowed)) });
     client.receive(&mut node);
     let router = IpAddr::from([10, 9, 9, 9]);
@@ -80,6 +80,78 @@ fn what_a_device_may_not_reach_does_not_reach_it_except_to_say_that_a_packet_did
     node.inner_sends(&packet(server(), inner(1), b"yes"));
     node.inner_sends(&unreachable(server()));
     assert_eq!((client.packets(&mut node).len(), node.dropped(DropReason::InnerDestination)), (2, 2));
+}
+
+#[test]
+fn a_session_gets_no_more_than_its_rate_in_each_direction_and_others_are_not_bound_by_it() {
+    let mut cluster = Cluster::new();
+    let mut node = Node::new(&mut cluster, 1);
+    let mut bounded = Client::new(&mut cluster, 1);
+    let confirmed = bounded.confirm(&mut node, None);
+    let mut accepted = activation(session(1), 1, &[inner(1)], node.now);
+    accepted.policy.bytes_per_second = 1_000_000;
+    node.command(Command::Decide { index: confirmed.index, verdict: Box::new(Verdict::Accepted(accepted)) });
+    bounded.receive(&mut node);
+    let (up, down) =
+        (packet(inner(1), server(), &[0; 1000 - 20]), packet(server(), inner(1), &[0; 1000 - 20]));
+    for _ in 0..300 {
+        bounded.send_packet(&mut node, &up);
+        node.inner_sends(&down);
+    }
+    assert_eq!((node.wire.inner.len(), bounded.packets(&mut node).len()), (250, 250));
+    assert_eq!(node.dropped(DropReason::RateLimit), 100);
+    node.now += SECOND / 100;
+    node.wire.inner.clear();
+    for _ in 0..20 {
+        bounded.send_packet(&mut node, &up);
+    }
+    assert_eq!(node.wire.inner.len(), 10);
+}
+
+#[test]
+fn a_changed_policy_bounds_a_live_session_and_only_in_its_epoch() {
+    let (_, mut node, mut client) = attached();
+    let elsewhere = packet(inner(1), IpAddr::from([10, 9, 0, 1]), b"elsewhere");
+    let bind = |node: &mut Node, epoch: u64, allowed: Option<&str>| {
+        let policy = Policy { allowed: allowed.map(|net| vec![net.parse().unwrap()]), ..Policy::default() };
+        let update = BindingUpdate {
+            session: session(1),
+            epoch: Epoch(epoch),
+            inner: vec![inner(1)],
+            phase: BindingPhase::Owned(NodeRef::OWN),
+            policy,
+        };
+        node.command(Command::Bindings(vec![update]));
+    };
+    bind(&mut node, 1, Some("10.1.0.0/24"));
+    client.send_packet(&mut node, &elsewhere);
+    assert_eq!((node.wire.inner.len(), node.dropped(DropReason::InnerDestination)), (0, 1));
+    bind(&mut node, 1, None);
+    client.send_packet(&mut node, &elsewhere);
+    assert_eq!(node.wire.inner.len(), 1);
+    bind(&mut node, 0, Some("10.1.0.0/24"));
+    client.send_packet(&mut node, &elsewhere);
+    assert_eq!(node.wire.inner.len(), 2, "an older epoch's policy");
+}
+
+#[test]
+fn a_policy_that_overtakes_the_answer_to_a_claim_is_the_one_that_holds() {
+    let mut cluster = Cluster::new();
+    let mut node = Node::new(&mut cluster, 1);
+    let mut client = Client::new(&mut cluster, 1);
+    let confirmed = client.confirm(&mut node, None);
+    let update = BindingUpdate {
+        session: session(1),
+        epoch: Epoch(1),
+        inner: vec![inner(1)],
+        phase: BindingPhase::Owned(NodeRef::OWN),
+        policy: Policy { allowed: Some(vec!["10.1.0.0/24".parse().unwrap()]), ..Policy::default() },
+    };
+    node.command(Command::Bindings(vec![update]));
+    let accepted = activation(session(1), 1, &[inner(1)], node.now);
+    node.command(Command::Decide { index: confirmed.index, verdict: Box::new(Verdict::Accepted(accepted)) });
+    client.send_packet(&mut node, &packet(inner(1), IpAddr::from([10, 9, 0, 1]), b"no"));
+    assert_eq!((node.wire.inner.len(), node.dropped(DropReason::InnerDestination)), (0, 1));
 }
 
 #[test]
@@ -249,4 +321,25 @@ fn an_end_that_finds_the_queue_full_is_not_lost() {
     assert!(node.ended().is_empty(), "the queue was not full");
     node.advance(1);
     assert_eq!(node.ended().len(), 1);
+}
+
+#[test]
+fn every_session_tells_what_it_carried_in_pages() {
+    let (_, mut node, mut client) = attached();
+    let (up, down) = (packet(inner(1), server(), b"up"), packet(server(), inner(1), b"down"));
+    client.send_packet(&mut node, &up);
+    node.inner_sends(&down);
+    node.inner_sends(&down);
+    let page = |node: &mut Node, from| {
+        let (answer, mut page) = tokio::sync::oneshot::channel();
+        node.command(Command::Usage { from, answer });
+        page.try_recv().unwrap()
+    };
+    let first = page(&mut node, 0);
+    let (up, down) = (up.len() as u64, down.len() as u64);
+    let traffic = Traffic { packets_up: 1, bytes_up: up, packets_down: 2, bytes_down: 2 * down };
+    let inner = vec![inner(1), "fd00::1".parse().unwrap()];
+    let usage = Usage { session: session(1), epoch: Epoch(1), inner, traffic };
+    assert_eq!(first, UsagePage { sessions: vec![usage], next: None });
+    assert_eq!(page(&mut node, usize::MAX), UsagePage::default());
 }

@@ -137,6 +137,7 @@ fn without_authority_a_terminated_sessions_client_is_told_nothing() {
         epoch: Epoch(1),
         inner: vec![inner(1)],
         phase: BindingPhase::Terminated(Reason::KeyRevoked),
+        policy: Policy::default(),
     };
     let tick = old.tick();
     old.plane.handle_command(tick, Command::Bindings(vec![update]), false, &mut old.wire);
@@ -277,7 +278,13 @@ fn without_authority_news_of_an_owner_sends_nothing_that_waits() {
     assert_eq!(node.count(Count::Parked), 1);
     link(&mut node, &mut other);
     let owner = BindingPhase::Owned(NodeRef(u32::from(NEW)));
-    let update = BindingUpdate { session: session(1), epoch: Epoch(2), inner: vec![inner(1)], phase: owner };
+    let update = BindingUpdate {
+        session: session(1),
+        epoch: Epoch(2),
+        inner: vec![inner(1)],
+        phase: owner,
+        policy: Policy::default(),
+    };
     node.plane.handle_command(node.tick(), Command::Bindings(vec![update]), false, &mut node.wire);
     assert!(node.wire.mesh.is_empty(), "a gateway without authority relayed a packet");
     node.bind(session(1), 2, &[inner(1)], owner);
