@@ -137,6 +137,12 @@ impl DeviceSecret {
         self.key.secret.agree(peer)
     }
 
+    /// Computes the agreement with `cluster` ahead of the first handshake under it, so that no attach has to: it is a
+    /// constant of the two keys. A point of small order is left to the handshake to refuse.
+    pub fn prepare(&self, cluster: &ClusterPublic) {
+        let _ = self.key_for(cluster);
+    }
+
     /// The key with its agreement with `cluster`; `None` when that is a point of small order.
     pub(crate) fn key_for(&self, cluster: &ClusterPublic) -> Option<StaticKey> {
         let mut agreed = self.agreed.lock().unwrap_or_else(PoisonError::into_inner);
@@ -382,5 +388,28 @@ impl GrantVerifier {
             }
         }
         Err(if known { VerifyError::Signature } else { VerifyError::UnknownKey })
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_agreement_made_ahead_is_the_one_that_the_handshake_uses() {
+        let device = DeviceSecret::from_bytes([1; 32]);
+        let cluster = ClusterPublic([9; 32]);
+        device.prepare(&cluster);
+        let ahead = device.agreed.lock().unwrap().clone().unwrap();
+        let used = device.key_for(&cluster).unwrap().known.unwrap();
+        assert!(Arc::ptr_eq(&ahead, &used), "the handshake computed it again");
+    }
+
+    #[test]
+    fn a_point_of_small_order_is_not_remembered_when_prepared() {
+        let device = DeviceSecret::from_bytes([1; 32]);
+        device.prepare(&ClusterPublic([0; 32]));
+        assert!(device.agreed.lock().unwrap().is_none());
     }
 }

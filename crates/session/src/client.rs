@@ -180,7 +180,7 @@ impl Client {
     /// A machine that goes on with `stored`, or gives birth to a session when it names none.
     pub fn new(config: ClientConfig, stored: Stored, entropy: Box<dyn Entropy>) -> Self {
         let recovery = config.tuning.recovery_window;
-        Self {
+        let client = Self {
             config,
             entropy,
             state: if stored.session.is_some() { State::Reattaching } else { State::Birth },
@@ -208,7 +208,9 @@ impl Client {
             drops: Drops::default(),
             transmits: VecDeque::with_capacity(TRANSMITS_MAX),
             events: VecDeque::new(),
-        }
+        };
+        client.prepare_keys();
+        client
     }
 
     /// Begins the search for a gateway. Call once.

@@ -18,6 +18,7 @@ impl Client {
                 self.config.verifier = GrantVerifier::new(&claims.grant);
                 self.config.key_set = claims.serial;
                 self.config.suite = self.config.suite.with_hybrid(claims.hybrid);
+                self.prepare_keys();
                 self.events.push_back(Event::KeysChanged(claims));
             }
             // The one that it has, or an older one on its way from before.
@@ -35,6 +36,7 @@ impl Client {
     /// until then.
     pub fn replace_device(&mut self, now: Now, device: DeviceSecret) {
         self.config.device = device;
+        self.prepare_keys();
         // What is under way was made with the old key: its grant would name a key that is not this one.
         self.end_campaign(None);
         if self.link.as_ref().is_some_and(|link| link.usable) {
@@ -43,5 +45,12 @@ impl Client {
             self.begin_campaign(now.at, self.state_reason, &[], now.at);
         }
         self.drive(now);
+    }
+
+    /// Does now what the next attach would otherwise have to do first.
+    pub(super) fn prepare_keys(&self) {
+        if let Some(cluster) = self.config.cluster_keys.first() {
+            self.config.device.prepare(cluster);
+        }
     }
 }
