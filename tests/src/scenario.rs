@@ -261,6 +261,9 @@ pub struct Criterion {
     /// At most.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max: Option<f64>,
+    /// Holds also when nothing was measured: of a fault that a short run need not draw.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub if_measured: bool,
     /// In words.
     #[serde(default)]
     pub says: String,

@@ -102,7 +102,7 @@ impl Verdict {
             None => measured,
             Some(base) => measured.zip(metrics.get(base)).map(|(value, base)| value / base),
         };
-        let holds = value.is_some_and(|value| {
+        let holds = value.map_or(criterion.if_measured, |value| {
             criterion.min.is_none_or(|min| value >= min) && criterion.max.is_none_or(|max| value <= max)
         });
         Self { criterion: criterion.clone(), value, holds }
@@ -209,7 +209,9 @@ mod tests {
     fn judge(min: Option<f64>, max: Option<f64>, over: Option<&str>, value: f64) -> bool {
         let metrics = BTreeMap::from([("a".to_owned(), value), ("b".to_owned(), 2.0)]);
         let over = over.map(str::to_owned);
-        Verdict::of(&Criterion { metric: "a".into(), over, min, max, says: String::new() }, &metrics).holds
+        let criterion =
+            Criterion { metric: "a".into(), over, min, max, if_measured: false, says: String::new() };
+        Verdict::of(&criterion, &metrics).holds
     }
 
     #[test]
@@ -222,7 +224,19 @@ mod tests {
     }
 
     #[test]
-    fn what_was_not_measured_does_not_hold() {
+    fn what_was_not_measured_does_not_hold_unless_it_need_not_be() {
+        let criterion = |if_measured| Criterion {
+            metric: "missing".into(),
+            over: None,
+            min: None,
+            max: Some(1.0),
+            if_measured,
+            says: String::new(),
+        };
+        assert!(Verdict::of(&criterion(true), &BTreeMap::new()).holds);
+        assert!(!Verdict::of(&criterion(false), &BTreeMap::new()).holds);
+        let measured = BTreeMap::from([("missing".to_owned(), 2.0)]);
+        assert!(!Verdict::of(&criterion(true), &measured).holds);
         assert!(!judge(None, Some(1.0), Some("missing"), 0.0));
         assert!(!judge(None, Some(f64::MAX), None, f64::NAN));
     }
