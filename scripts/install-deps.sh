@@ -8,7 +8,7 @@
 #   iperf     the traffic generator and the offload switches of the forwarding benchmark
 #   peers     what the comparison with other tunnels needs besides them: OpenVPN, wg, ping
 #   callgrind valgrind, for instruction counts
-#   etcd      the etcd server of the three-node store
+#   etcd      the etcd server of the three-node store, and etcdctl
 #   embedded  nothing (the store is part of jump-control)
 #   test      packet capture, for checks that a paused gateway forwards nothing; the syslog server of the audit tests
 #   egress    the routing daemon of the egress demo
@@ -67,6 +67,7 @@ for group in "$@"; do
             ;;
         etcd)
             need etcd-server command -v etcd
+            need etcd-client command -v etcdctl
             ;;
         embedded) ;;
         test)

@@ -4,7 +4,7 @@
 mod fake;
 
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
-use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::atomic::{AtomicU16, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use fake::{FakeControl, Renewals, TTL};
@@ -35,8 +35,18 @@ struct Rig {
     _alone: tokio::sync::MutexGuard<'static, ()>,
 }
 
+/// A port that nobody has, below those that the kernel gives to sockets which ask for none in particular: one of those
+/// could be taken before the worker binds it.
 fn free_port() -> SocketAddr {
-    UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap()
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let first = std::process::id() % 1000 * 20;
+    loop {
+        let port = 10_000 + (first + NEXT.fetch_add(1, Ordering::Relaxed)) % 20_000;
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, u16::try_from(port).unwrap()));
+        if UdpSocket::bind(address).is_ok() && std::net::TcpListener::bind(address).is_ok() {
+            return address;
+        }
+    }
 }
 
 impl Rig {
@@ -74,10 +84,13 @@ impl Rig {
         let config = Config::load(&flags).unwrap();
         let (stop, stopped) = oneshot::channel::<()>();
         let inheritance = Inheritance { tun, heart: Heart::unwatched(), reaped: Incarnation(0) };
-        let worker = tokio::spawn(worker::run(config, inheritance, async {
+        let mut worker = tokio::spawn(worker::run(config, inheritance, async {
             let _ = stopped.await;
         }));
-        control.until("the first renewal", |state| (!state.renewals_seen.is_empty()).then_some(())).await;
+        tokio::select! {
+            () = control.until("the first renewal", |state| (!state.renewals_seen.is_empty()).then_some(())) => {}
+            ended = &mut worker => panic!("the worker ended before its first renewal: {ended:?}"),
+        }
         control.until("the watch", |state| (!state.watchers.is_empty()).then_some(())).await;
         Self { control, gateway, stop: Some(stop), worker, _alone: alone }
     }

@@ -103,18 +103,26 @@ impl Change {
 
     /// What the routers do to what passes, and the transport that is left. None for a change of another kind.
     fn wall(self) -> Option<(Vec<String>, &'static str)> {
-        let rules = |rules: &[&str]| rules.iter().map(|rule| (*rule).to_owned()).collect();
+        let without = |port: u16, rules: &[&str]| {
+            let closed = [format!("tcp dport {port} drop"), format!("tcp sport {port} drop")];
+            closed.into_iter().chain(rules.iter().map(|rule| (*rule).to_owned())).collect()
+        };
         match self {
             Self::OtherNetwork
             | Self::PreferredNetwork
             | Self::NatPort
             | Self::NatAddress
             | Self::NatPortDownlinkOnly => None,
-            Self::UdpDropped => Some((rules(&["meta l4proto udp drop"]), "tcp")),
+            // One way is left each time: of several, whichever answers first would win.
+            Self::UdpDropped => Some((without(TLS_PORT, &["meta l4proto udp drop"]), "tcp")),
             // What answers the device is refused to the gateway: it must not stop for that.
-            Self::UdpRejected => Some((rules(&["meta l4proto udp reject"]), "tcp")),
+            Self::UdpRejected => Some((without(TLS_PORT, &["meta l4proto udp reject"]), "tcp")),
             Self::OnlyQuic => Some((
-                vec![format!("udp dport {GATEWAY_PORT} drop"), format!("udp sport {GATEWAY_PORT} drop")],
+                vec![
+                    format!("udp dport {GATEWAY_PORT} drop"),
+                    format!("udp sport {GATEWAY_PORT} drop"),
+                    "meta l4proto tcp drop".into(),
+                ],
                 "quic",
             )),
             Self::OnlyTls => Some((
