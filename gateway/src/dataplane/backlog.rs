@@ -13,6 +13,9 @@ const QUEUED_MAX: usize = 128;
 const SPAN: Nanos = 100_000_000;
 /// Work that waits, at least, while the pace is measured: without work there is no pace.
 const MEASURED_ABOVE: usize = 16;
+/// A pause between two pieces of work that is no work: a burst is over and the next has not come. Four times the longest at
+/// the lowest pace.
+const PAUSE: Nanos = 20_000_000;
 /// Bounds of the pace, in attaches per second.
 const PACE_MIN: u64 = 200;
 const PACE_FIRST: u64 = 1000;
@@ -29,6 +32,8 @@ pub(super) struct Backlog {
     queued_max: usize,
     pace: u64,
     span_began: Nanos,
+    /// When work was last seen to be done.
+    last: Nanos,
     done: u64,
     /// The time that was given last.
     given: Nanos,
@@ -41,6 +46,7 @@ impl Backlog {
             queued_max: QUEUED_MAX * threads.max(1),
             pace: PACE_FIRST,
             span_began: 0,
+            last: 0,
             done: 0,
             given: 0,
         }
@@ -69,11 +75,12 @@ impl Backlog {
     }
 
     fn measure(&mut self, now: Nanos) {
-        let elapsed = now.saturating_sub(self.span_began);
-        if elapsed > 10 * SPAN {
-            (self.span_began, self.done) = (now, 0);
-            return;
+        let pause = now.saturating_sub(self.last);
+        self.last = now;
+        if pause > PAUSE {
+            self.span_began = self.span_began.saturating_add(pause);
         }
+        let elapsed = now.saturating_sub(self.span_began);
         self.done += 1;
         if elapsed >= SPAN {
             let seen = self.done.saturating_mul(1_000_000_000) / elapsed;
@@ -89,8 +96,11 @@ impl Backlog {
             return None;
         }
         let latest = now.saturating_add(nanos(WAIT_MAX));
-        self.given =
-            (self.given.max(now.saturating_add(nanos(WAIT_MIN))) + 1_000_000_000 / self.pace).min(latest);
+        self.given = self.given.max(now.saturating_add(nanos(WAIT_MIN))) + 1_000_000_000 / self.pace;
+        if self.given > latest {
+            // More than can be told to wait: they share the second half of the time, so that nobody's turn is everybody's.
+            self.given = now.saturating_add(nanos(WAIT_MAX) / 2);
+        }
         Some(Duration::from_nanos(self.given - now))
     }
 }
@@ -175,8 +185,10 @@ mod tests {
         let hundredth = (0..99).map(|_| backlog.wait(now, 0, 1024).unwrap()).last().unwrap();
         let spread = hundredth - first;
         assert!(spread >= Duration::from_millis(190) && spread <= Duration::from_millis(210), "{spread:?}");
-        let last = (0..10_000).map(|_| backlog.wait(now, 0, 1024).unwrap()).last().unwrap();
-        assert_eq!(last, WAIT_MAX);
+        let many: Vec<_> = (0..10_000).map(|_| backlog.wait(now, 0, 1024).unwrap()).collect();
+        assert!(many.iter().all(|wait| *wait <= WAIT_MAX));
+        let most = many.chunk_by(|a, b| a == b).map(<[Duration]>::len).max();
+        assert_eq!(most, Some(1), "of too many, some were given one turn");
         // Time that has passed is not given again.
         assert!(backlog.wait(now + 10_000 * MS, 0, 1024).unwrap() < Duration::from_millis(40));
     }
@@ -189,6 +201,17 @@ mod tests {
             backlog.unqueue(step * 1000 * MS);
         }
         assert_eq!(backlog.pace, PACE_FIRST);
+    }
+
+    #[test]
+    fn pauses_between_bursts_are_no_slow_pace() {
+        let mut backlog = Backlog::new(1);
+        for burst in 0..20 {
+            (0..100).for_each(|_| backlog.queue());
+            // 4,000 a second for 25 ms, twice a second.
+            (0..100).for_each(|step| backlog.unqueue(burst * 500 * MS + step * MS / 4));
+        }
+        assert!(backlog.pace > 3 * PACE_FIRST, "{} a second", backlog.pace);
     }
 
     #[test]
