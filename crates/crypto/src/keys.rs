@@ -392,7 +392,6 @@ impl GrantVerifier {
 }
 
 #[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "tests")]
 mod tests {
     use super::*;
 
