@@ -52,6 +52,8 @@ fn jump(setup: &Setup<'_>, _: u8) -> Result<Option<Tunnel>> {
     let store = StoreConfig::Embedded(dir.join("control.redb"));
     let mut command = programs::control(host, "ctl", &identity, &store, "", dir)?;
     command.env("JUMP_CONTROL_MTU", MTU.to_string());
+    // It shares the host with the gateway, whose port the other would be.
+    command.env("JUMP_CONTROL_METRICS_LISTEN", "127.0.0.1:9091");
     let control = Process::spawn("ctl", command, dir)?;
     control.wait_for("that it serves", Mark::default(), READY_MAX, |l| l.contains(r#""message":"ready""#))?;
 
