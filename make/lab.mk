@@ -9,7 +9,7 @@ PILOT ?= mobile
 # Where reports go.
 REPORTS ?= .run/reports
 
-LAB_SCENARIOS = $(addprefix tests/scenarios/,$(addsuffix .toml,steady mass-reattach nat-churn loss-grid rolling-restart \
+LAB_SCENARIOS = $(addprefix tests/scenarios/,$(addsuffix .toml,steady mass-reattach nat-churn loss-grid rolling-restart scale \
 	store-leader-loss control-outage switch-abuse live-move flood soak faults))
 
 # Benchmarks of a debug build say nothing.

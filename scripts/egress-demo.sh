@@ -2,11 +2,9 @@
 # Routed egress with a real routing daemon: two gateways announce the pool to a router over BGP with BFD, the router spreads flows over
 # both, a download runs through the tunnel, and the whole machine of the session's owner is lost. The same TCP connection must end with
 # the right bytes. Then the other gateway loses control: its announcement must go with its lease. As root; in namespaces of its own.
-# usage: egress-demo.sh BIN_DIR [OTHER_BIN_DIR]
-# With a second directory, gw2 and the device run the programs from there: two builds side by side.
+# usage: egress-demo.sh BIN_DIR
 set -eu
 bin=$(cd "$1" && pwd)
-other=$(cd "${2:-$1}" && pwd)
 cd "$(dirname "$0")/.."
 p=jve$$
 dir=$(mktemp -d)
@@ -57,8 +55,7 @@ start control ctl "$bin/jump-control" serve --listen 10.90.0.20:7443 --ca "$dir/
     --key "$dir/pki/control-c1-key.pem" --store "embedded:$dir/control.redb" --routes 10.91.0.0/24
 until_true 60 "control serves" grep -q '"ready"' "$dir/control.log"
 for n in 1 2; do
-    case $n in 1) programs=$bin ;; 2) programs=$other ;; esac
-    start gateway-$n gw$n "$programs/jump-gateway" run --node gw$n --listen 10.90.0.1$n:51820 --mesh-listen 10.90.0.1$n:51821 \
+    start gateway-$n gw$n "$bin/jump-gateway" run --node gw$n --listen 10.90.0.1$n:51820 --mesh-listen 10.90.0.1$n:51821 \
         --control 10.90.0.20:7443 --tls-ca "$dir/pki/ca.pem" --tls-certificate "$dir/pki/gateway-gw$n.pem" --tls-key "$dir/pki/gateway-gw$n-key.pem"
     sed "s/10\.91\.0\.11/10.91.0.1$n/g" deploy/egress/bird-gateway.conf >"$dir/bird-gw$n.conf"
     start bird-gw$n gw$n bird -f -c "$dir/bird-gw$n.conf" -s "$dir/bird-gw$n.ctl" -P "$dir/bird-gw$n.pid"
@@ -72,9 +69,9 @@ say "the router spreads 10.77.0.0/16 over $(ip -n "$p-inner" route show 10.77.0.
 
 ctl() { in_ns ctl "$bin/jumpctl" --control 10.90.0.20:7443 --ca "$dir/pki/ca.pem" --cert "$dir/pki/operator-me.pem" --key "$dir/pki/operator-me-key.pem" "$@"; }
 ctl devices enroll-token --no-qr laptop >"$dir/token"
-in_ns dev "$other/jump" --state-dir "$dir/device" enroll --token-file "$dir/token" >/dev/null
-start device dev "$other/jump" --state-dir "$dir/device" up
-status() { in_ns dev "$other/jump" --state-dir "$dir/device" --output json status; }
+in_ns dev "$bin/jump" --state-dir "$dir/device" enroll --token-file "$dir/token" >/dev/null
+start device dev "$bin/jump" --state-dir "$dir/device" up
+status() { in_ns dev "$bin/jump" --state-dir "$dir/device" --output json status; }
 is_attached() { status | grep -q '"state":"ATTACHED"'; }
 until_true 60 "the device is attached" is_attached
 owner() { status | sed -n 's/.*"node_id":"\([^"]*\)".*/\1/p'; }

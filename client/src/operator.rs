@@ -17,6 +17,7 @@ mod logs;
 mod nodes;
 mod ownership;
 mod policy;
+mod rebalance;
 mod sessions;
 mod steering;
 mod timeline;

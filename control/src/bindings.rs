@@ -16,6 +16,8 @@ use tokio_util::sync::CancellationToken;
 use crate::layout::{self, Node, StoredSession};
 use crate::store::{Event, KeyValue, RANGE_LIMIT_MAX, SharedStore, StoreError, WatchBatch};
 
+mod load;
+
 /// How many deltas a watcher may be behind before it gets a new snapshot.
 pub const DELTAS_MAX: usize = 65_536;
 
@@ -84,6 +86,8 @@ struct State {
     recovery_window_ms: UnixMillis,
     /// Sessions that each node must stop.
     handovers: BTreeMap<NodeId, BTreeSet<SessionId>>,
+    /// Sessions that are ordered to move.
+    moving: BTreeSet<SessionId>,
     nodes: BTreeMap<NodeId, Arc<Node>>,
     drains: BTreeSet<NodeId>,
     deltas: VecDeque<(Revision, Delta)>,
@@ -418,6 +422,9 @@ impl State {
             if let Some(owner) = session.record.owner() {
                 self.owned.entry(owner.clone()).or_default().insert(id);
             }
+            if session.record.moving.is_some() {
+                self.moving.insert(id);
+            }
             self.due.insert((self.due_at(&session), id));
             if !matches!(session.record.phase, Phase::Terminated { .. }) {
                 self.addresses.extend(session.record.inner.iter().map(|address| (*address, id)));
@@ -485,6 +492,7 @@ impl State {
         let Some(old) = self.sessions.remove(&id) else { return };
         self.phases[phase_index(&old.record.phase)] -= 1;
         self.due.remove(&(self.due_at(&old), id));
+        self.moving.remove(&id);
         if let Some(owner) = old.record.owner()
             && let Some(sessions) = self.owned.get_mut(owner)
         {

@@ -13,6 +13,7 @@ use jump_telemetry::log::Format;
 use jump_telemetry::settings::Observability;
 
 use crate::addresses::usable;
+use crate::rebalancer::RebalanceSettings;
 
 mod read;
 
@@ -70,6 +71,8 @@ pub struct Config {
     pub policy: SessionPolicy,
     /// How keys overlap, and of what kind they are.
     pub keys: KeySettings,
+    /// Whether and how fast sessions are spread over the gateways.
+    pub rebalance: RebalanceSettings,
     /// Networks that clients send into the tunnel.
     pub routes: Vec<IpNet>,
     /// DNS servers inside.
@@ -146,6 +149,12 @@ pub const SETTINGS: &[(&str, &str, &str)] = &[
         "false",
         "whether devices use the hybrid suites (X25519 and ML-KEM-768); set it once every gateway knows them",
     ),
+    (
+        "rebalance.moves_per_second",
+        "0",
+        "sessions moved per second from full gateways to empty ones, by all replicas together; 0 for none",
+    ),
+    ("rebalance.tolerance", "10", "percent around the mean within which gateways count as even"),
     ("routes", "", "networks that clients send into the tunnel (CIDR); the pools always are"),
     ("dns", "", "DNS servers that clients use"),
     ("mtu", "1280", "largest inner packet, in bytes"),
@@ -202,6 +211,10 @@ impl Config {
                 },
                 device_overlap: reader.duration("keys.device_overlap"),
                 hybrid: reader.parse("keys.hybrid", "true or false"),
+            },
+            rebalance: RebalanceSettings {
+                moves_per_second: reader.parse("rebalance.moves_per_second", "a number"),
+                tolerance_percent: reader.parse("rebalance.tolerance", "a number"),
             },
             routes: reader.list("routes", "a network, for example 192.168.0.0/16"),
             dns: reader.list("dns", "an IP address"),
@@ -268,6 +281,9 @@ impl Config {
         }
         if self.policy.recovery_window > self.policy.session_lifetime {
             reader.wrong("policy.recovery_window", "must not be longer than policy.session_lifetime");
+        }
+        if self.rebalance.moves_per_second > 1000 {
+            reader.wrong("rebalance.moves_per_second", "must be at most 1000");
         }
         if self.handover_wait > second * 30 {
             reader.wrong("handover_wait", "must be at most 30s");

@@ -34,6 +34,9 @@ pub const CLUSTER_KEYS: &str = "/jump/v1/keys/cluster";
 /// The grant keys.
 pub const GRANT_KEYS: &str = "/jump/v1/keys/grant";
 
+/// Changes with every batch of moves that evens out the gateways.
+pub const REBALANCE_TURN: &str = "/jump/v1/rebalance-turn";
+
 /// The bucket prefixes of sessions, in order.
 pub fn session_buckets() -> impl Iterator<Item = String> {
     (0..=u8::MAX).map(|bucket| format!("{SESSIONS}{bucket:02x}/"))

@@ -17,6 +17,7 @@ pub mod layout;
 pub mod metrics;
 pub mod pki;
 pub mod reaper;
+pub mod rebalancer;
 pub mod registry;
 mod serve;
 pub mod service;

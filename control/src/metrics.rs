@@ -116,6 +116,15 @@ pub const STORE_BATCH_SPLITS: MetricDef = MetricDef {
     labels: &[],
 };
 
+/// Orders of the rebalancer.
+pub const REBALANCE_ORDERS: MetricDef = MetricDef {
+    name: "jump_control_rebalance_orders_total",
+    kind: Kind::Counter,
+    unit: Unit::Count,
+    help: "Sessions that this replica ordered from a full gateway to an emptier one.",
+    labels: &[],
+};
+
 /// All of them, for the registry and for `docs/metrics.md`.
 pub const ALL: &[MetricDef] = &[
     ATTACH,
@@ -128,6 +137,7 @@ pub const ALL: &[MetricDef] = &[
     STORE_BATCH_RIDERS,
     STORE_BATCH_SECONDS,
     STORE_BATCH_SPLITS,
+    REBALANCE_ORDERS,
 ];
 
 pub(crate) fn count_attach(outcome: &Result<StoredSession, ArbiterError>, elapsed: Duration) {
@@ -148,6 +158,10 @@ pub(crate) fn record_batch(kind: &'static str, riders: usize, elapsed: Duration)
 
 pub(crate) fn count_batch_split() {
     STORE_BATCH_SPLITS.counter(&[]).increment(1);
+}
+
+pub(crate) fn count_rebalance_orders(orders: usize) {
+    REBALANCE_ORDERS.counter(&[]).increment(orders as u64);
 }
 
 pub(crate) fn count_registration() {

@@ -36,7 +36,7 @@ use crate::service::{
 };
 use crate::store::etcd::{EtcdConfig, EtcdTls};
 use crate::store::{EmbeddedStore, EtcdStore, GroupCommit, MeasuredStore, SharedStore, StoreError};
-use crate::{audit, clock, metrics, reaper};
+use crate::{audit, clock, metrics, reaper, rebalancer};
 
 /// How long a node certificate is valid.
 const CERTIFICATE_LIFETIME: Duration = Duration::from_secs(3600);
@@ -207,6 +207,8 @@ impl Replica {
         );
         let keys = tokio::spawn(refresh_keys(Arc::clone(&context)));
         let reaper = tokio::spawn(reaper::run(Arc::new(context.arbiter.clone()), stop.clone()));
+        let rebalancer =
+            tokio::spawn(rebalancer::run(context.arbiter.clone(), config.rebalance, stop.clone()));
 
         let probe = StoreProbe::default();
         let probing = tokio::spawn(probe.clone().run(Arc::clone(&context.arbiter.store), stop.clone()));
@@ -270,7 +272,7 @@ impl Replica {
         };
         stop.cancel();
         ready.abort();
-        let _ = tokio::join!(follower, keys, reaper, ready, probing);
+        let _ = tokio::join!(follower, keys, reaper, rebalancer, ready, probing);
         tracing::info!("stopped");
         Ok(result?)
     }

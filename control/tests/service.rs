@@ -24,6 +24,8 @@ use tonic_types::StatusExt;
 mod cluster;
 #[path = "service/policy.rs"]
 mod policy;
+#[path = "service/rebalance.rs"]
+mod rebalance;
 #[path = "service/roles.rs"]
 mod roles;
 mod support;
@@ -38,6 +40,7 @@ use jump_proto::control_v1::key_service_client::KeyServiceClient;
 use policy::{
     a_devices_policy_binds_its_live_sessions_and_every_later_attach, a_token_bounds_the_device_that_it_enrols,
 };
+use rebalance::two_replicas_together_order_just_what_evens_out_the_gateways;
 use support::Harness;
 
 /// Runs each claim once per store.
@@ -79,6 +82,7 @@ suite! {
     a_session_whose_owner_died_is_released_and_ends_after_its_recovery_window;
     a_devices_policy_binds_its_live_sessions_and_every_later_attach;
     a_token_bounds_the_device_that_it_enrols;
+    two_replicas_together_order_just_what_evens_out_the_gateways;
 }
 
 const DEVICE: [u8; 32] = [0xd1; 32];

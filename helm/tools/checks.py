@@ -190,6 +190,14 @@ def scaling(document: dict, release: Release):
         yield "it has no metrics, or its bounds contradict each other"
 
 
+def updates(document: dict, _release: Release):
+    """A pod on the host's network has the machine's ports: a second one beside it, as a surge makes, finds no place."""
+    if document["kind"] == "Deployment" and pod(document)["spec"].get("hostNetwork"):
+        rolling = document["spec"].get("strategy", {}).get("rollingUpdate", {})
+        if rolling.get("maxSurge") != 0 or not rolling.get("maxUnavailable"):
+            yield "its update waits for a place that no machine has: maxSurge must be 0, and maxUnavailable above it"
+
+
 def references(document: dict, release: Release):
     """Everything that is named exists."""
     template = pod(document)
@@ -288,4 +296,4 @@ def walk(value, path: str = ""):
             yield from walk(inner, path)
 
 
-CHECKS = [selectors, ports, enums, scaling, references, privileges, settings, names]
+CHECKS = [selectors, ports, enums, scaling, updates, references, privileges, settings, names]

@@ -42,6 +42,7 @@ MUTATIONS = {
     ),
     "an image without a tag": lambda d: _container(d).update(image="gateway"),
     "a grace period below the drain": lambda d: _spec(_first(d, "Deployment")).update(terminationGracePeriodSeconds=20),
+    "an update that no machine has room for": lambda d: _spec(_first(d, "Deployment")).update(hostNetwork=True),
     "two manifests of one name": lambda d: d.append(copy.deepcopy(_first(d, "Service"))),
     "a label value that is a number": lambda d: _first(d, "Service")["metadata"]["labels"].update(x=1),
 }

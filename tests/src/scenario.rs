@@ -70,6 +70,9 @@ pub struct Topology {
     pub store: StoreKind,
     /// How many gateways.
     pub gateways: usize,
+    /// How many of them run from the beginning, when not all: `start` events bring in the others.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub gateways_started: Option<usize>,
     /// Settings of control.
     pub control: toml::Table,
     /// Settings of the gateways.
@@ -78,7 +81,13 @@ pub struct Topology {
 
 impl Default for Topology {
     fn default() -> Self {
-        Self { store: StoreKind::Etcd, gateways: 3, control: toml::Table::new(), gateway: toml::Table::new() }
+        Self {
+            store: StoreKind::Etcd,
+            gateways: 3,
+            gateways_started: None,
+            control: toml::Table::new(),
+            gateway: toml::Table::new(),
+        }
     }
 }
 
@@ -174,6 +183,12 @@ pub enum Action {
     PauseNode { gateway: Option<usize>, seconds: f64 },
     /// SIGTERM to the supervisor, then a new start.
     Restart { gateway: Option<usize> },
+    /// A start of a gateway that did not run.
+    Start { gateway: usize },
+    /// SIGTERM to the supervisor.
+    Stop { gateway: usize },
+    /// An operator's drain.
+    Drain { gateway: usize },
     /// A packet filter between a gateway and control, while its devices reach it.
     CutFromControl { gateway: Option<usize>, seconds: f64 },
     /// The gateway's outer cable.
@@ -198,6 +213,9 @@ pub enum Action {
     Release { group: usize, starts_per_second: f64 },
     /// First messages from sources that are nobody's: at each gateway, so many per second in all.
     Flood { kind: FloodKind, per_second: u32, seconds: f64 },
+    /// Nothing; how the sessions are spread over the gateways that take sessions, and how many moved in one second since
+    /// the last count.
+    Count { name: String },
     /// Nothing; from here on, measurements count under this name.
     Phase { name: String },
 }
@@ -297,6 +315,10 @@ impl Scenario {
         ensure!(!self.devices.is_empty(), "devices: at least one group");
         ensure!(self.devices.len() < crate::lab::fleet::GROUPS_MAX, "devices: too many groups");
         ensure!((1..=9).contains(&self.topology.gateways), "topology.gateways: 1 to 9");
+        ensure!(
+            self.topology.gateways_started.is_none_or(|n| (1..=self.topology.gateways).contains(&n)),
+            "topology.gateways_started: 1 to topology.gateways"
+        );
         let gateway =
             |number: Option<usize>| number.is_none_or(|n| (1..=self.topology.gateways).contains(&n));
         for event in &self.events {
@@ -333,6 +355,9 @@ impl Action {
             | Self::CutFromControl { gateway, .. }
             | Self::CutOff { gateway, .. }
             | Self::Move { gateway, .. } => Some(*gateway),
+            Self::Start { gateway } | Self::Stop { gateway } | Self::Drain { gateway } => {
+                Some(Some(*gateway))
+            }
             Self::KillControl { .. }
             | Self::KillAllControls { .. }
             | Self::KillStoreLeader { .. }
@@ -342,6 +367,7 @@ impl Action {
             | Self::Pace { .. }
             | Self::Release { .. }
             | Self::Flood { .. }
+            | Self::Count { .. }
             | Self::Phase { .. } => None,
         }
     }
@@ -357,6 +383,9 @@ impl Action {
             | Self::PauseWorker { .. }
             | Self::PauseNode { .. }
             | Self::Restart { .. }
+            | Self::Start { .. }
+            | Self::Stop { .. }
+            | Self::Drain { .. }
             | Self::CutFromControl { .. }
             | Self::CutOff { .. }
             | Self::KillControl { .. }
@@ -365,6 +394,7 @@ impl Action {
             | Self::PauseStoreLeader { .. }
             | Self::Impair { .. }
             | Self::Flood { .. }
+            | Self::Count { .. }
             | Self::Phase { .. } => None,
         }
     }

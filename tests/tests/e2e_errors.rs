@@ -9,7 +9,7 @@ use std::time::Duration;
 use jump_tests::lab::cluster::{Cluster, Plan, Store};
 use jump_tests::lab::network::{Host, Network, Shape};
 use jump_tests::lab::process::{Mark, Process};
-use jump_tests::lab::programs::{self, CONTROL_PORT, GATEWAY_PORT, Pki, StoreConfig};
+use jump_tests::lab::programs::{self, Build, CONTROL_PORT, GATEWAY_PORT, Pki, StoreConfig};
 use jump_tests::lab::run_dir::RunDir;
 use jump_tests::support;
 
@@ -58,7 +58,7 @@ fn lone_network(run: &RunDir) -> Network {
 fn gateway_command(network: &Network, pki: &Pki, run: &RunDir) -> Command {
     let host = &network.gateways[0];
     let identity = pki.issue("gateway", "gw1", &[host.wan.to_string()]).unwrap();
-    programs::gateway(host, "gw1", &identity, &network.controls, "", run.path()).unwrap()
+    programs::gateway(&Build::default(), host, "gw1", &identity, &network.controls, "", run.path()).unwrap()
 }
 
 #[test]
@@ -86,7 +86,8 @@ fn an_unreachable_etcd_is_named_with_its_addresses() {
     let host = &network.controls[0];
     let identity = pki.issue("control", "ctl1", &[host.wan.to_string()]).unwrap();
     let store = StoreConfig::Etcd(vec![format!("http://{}:2379", host.wan)]);
-    let command = programs::control(host, "ctl1", &identity, &store, "", run.path()).unwrap();
+    let command =
+        programs::control(&Build::default(), host, "ctl1", &identity, &store, "", run.path()).unwrap();
     let control = Process::spawn("ctl1", command, run.path()).unwrap();
     let says = |line: &str| line.contains("etcd") && line.contains(&host.wan.to_string());
     control.wait_for("that etcd cannot be reached", Mark::default(), support::SOON, says).unwrap();
@@ -121,6 +122,7 @@ fn a_missing_permission_for_tun_is_named_by_gateway_and_client() {
     let host = &cluster.network.gateways[0];
     let identity = cluster.pki.issue("gateway", "gw9", &[host.wan.to_string()]).unwrap();
     let gateway = programs::gateway(
+        &Build::default(),
         host,
         "gw9",
         &identity,
@@ -131,7 +133,7 @@ fn a_missing_permission_for_tun_is_named_by_gateway_and_client() {
     .unwrap();
     fails_saying(without_net_admin(host, &gateway), run, &["tun", "CAP_NET_ADMIN"]);
     let device = &cluster.network.devices[0];
-    let client = programs::device(device, &cluster.state_dir(0)).unwrap();
+    let client = programs::device(&Build::default(), device, &cluster.state_dir(0)).unwrap();
     fails_saying(without_net_admin(device, &client), run, &["tun", "CAP_NET_ADMIN"]);
 }
 
@@ -145,7 +147,9 @@ fn an_expired_certificate_is_named_with_the_command_that_issues_another() {
     let identity = pki.issue_for("gateway", "gw1", &[host.wan.to_string()], Some("1s")).unwrap();
     // Certificates count in whole seconds.
     std::thread::sleep(Duration::from_millis(2100));
-    let gateway = programs::gateway(host, "gw1", &identity, &network.controls, "", run.path()).unwrap();
+    let gateway =
+        programs::gateway(&Build::default(), host, "gw1", &identity, &network.controls, "", run.path())
+            .unwrap();
     fails_saying(gateway, &run, &["expired", "jump-control pki issue"]);
 }
 
@@ -155,7 +159,8 @@ fn a_device_that_may_not_attach_is_told_why() {
     let cluster =
         Cluster::start(&Plan { devices: 3, ..Plan::small("refused") }.with_store(Store::Embedded)).unwrap();
     let (run, network) = (&cluster.run, &cluster.network);
-    let up = |i: usize| programs::device(&network.devices[i], &cluster.state_dir(i)).unwrap();
+    let up =
+        |i: usize| programs::device(&Build::default(), &network.devices[i], &cluster.state_dir(i)).unwrap();
 
     // A key that nobody enrolled.
     let other = "07".repeat(32);

@@ -16,7 +16,7 @@ fn shipped() -> Vec<PathBuf> {
     let mut files: Vec<_> = files.map(|entry| entry.unwrap().path()).collect();
     files.retain(|path| path.extension().is_some_and(|extension| extension == "toml"));
     files.sort();
-    assert!(files.len() >= 13, "{files:?}");
+    assert!(files.len() >= 14, "{files:?}");
     files
 }
 

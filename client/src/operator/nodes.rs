@@ -11,7 +11,7 @@ use jump_proto::control_v1::{
 use jump_session::ids::NodeId;
 use tokio::time::Instant;
 
-use super::{Operator, confirm, view};
+use super::{Operator, confirm, rebalance, view};
 use crate::channel::refused;
 use crate::failure::Failure;
 use crate::output::{self, Output};
@@ -36,6 +36,8 @@ pub(super) enum Command {
         /// The node's name
         node: NodeId,
     },
+    /// Move sessions from full nodes to empty ones, a few per second, until each owns about as many as any other
+    Rebalance(rebalance::Arguments),
 }
 
 const HEADINGS: [&str; 7] = ["NODE", "RUN", "NUMBER", "STATE", "ENDPOINTS", "MESH", "SINCE"];
@@ -43,6 +45,7 @@ const HEADINGS: [&str; 7] = ["NODE", "RUN", "NUMBER", "STATE", "ENDPOINTS", "MES
 pub(super) async fn run(operator: &Operator, command: Command) -> Result<(), Failure> {
     let node = match command {
         Command::List => return list(operator).await,
+        Command::Rebalance(arguments) => return rebalance::run(operator, arguments).await,
         Command::Drain { node, wait, yes } => {
             confirm(&format!("Move all sessions away from {node}?"), yes)?;
             let response = NodeServiceClient::new(operator.channel().await?)

@@ -1,9 +1,10 @@
-//! The pure machines of Jumping VPN: sessions, ownership, paths, policy and reason codes.
+//! The pure machines of Jumping VPN: sessions, ownership, paths, balance, policy and reason codes.
 //!
 //! Nothing here reads a clock, randomness, a file or a socket: time and generators are arguments. The model checker,
 //! the simulation and production run the same functions.
 #![forbid(unsafe_code)]
 
+pub mod balance;
 pub mod client;
 pub mod frame;
 pub mod gateway;

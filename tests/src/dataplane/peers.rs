@@ -12,7 +12,7 @@ use super::tunnel::Tunnel;
 use crate::lab::etcd::wait_until;
 use crate::lab::network::Host;
 use crate::lab::process::{Mark, Process};
-use crate::lab::programs::{self, Operator, Pki, StoreConfig};
+use crate::lab::programs::{self, Build, Operator, Pki, StoreConfig};
 
 /// The inner MTU of every tunnel.
 const MTU: u16 = 1420;
@@ -50,7 +50,7 @@ fn jump(setup: &Setup<'_>, _: u8) -> Result<Option<Tunnel>> {
     let addresses = [host.wan.to_string()];
     let identity = pki.issue("control", "ctl", &addresses)?;
     let store = StoreConfig::Embedded(dir.join("control.redb"));
-    let mut command = programs::control(host, "ctl", &identity, &store, "", dir)?;
+    let mut command = programs::control(&Build::default(), host, "ctl", &identity, &store, "", dir)?;
     command.env("JUMP_CONTROL_MTU", MTU.to_string());
     // It shares the host with the gateway, whose port the other would be.
     command.env("JUMP_CONTROL_METRICS_LISTEN", "127.0.0.1:9091");
@@ -60,7 +60,7 @@ fn jump(setup: &Setup<'_>, _: u8) -> Result<Option<Tunnel>> {
     let identity = pki.issue("gateway", "gw", &addresses)?;
     let controls = std::slice::from_ref(host);
     let settings = format!("[tun]\nmtu = {MTU}\n");
-    let command = programs::gateway(host, "gw", &identity, controls, &settings, dir)?;
+    let command = programs::gateway(&Build::default(), host, "gw", &identity, controls, &settings, dir)?;
     let gateway = Process::spawn("gw", command, dir)?;
     gateway
         .wait_for("that it is ready", Mark::default(), READY_MAX, |l| l.contains("registered; serving"))?;
@@ -69,8 +69,8 @@ fn jump(setup: &Setup<'_>, _: u8) -> Result<Option<Tunnel>> {
     let answer = operator.json(host, &["devices", "enroll-token", "--no-qr", "bench"])?;
     let token = answer.first().and_then(|a| a.get("token")?.as_str()).context("jumpctl printed no token")?;
     let state = dir.join("device");
-    programs::enrol(&line.client, &state, token)?;
-    let device = Process::spawn("device", programs::device(&line.client, &state)?, dir)?;
+    programs::enrol(&Build::default(), &line.client, &state, token)?;
+    let device = Process::spawn("device", programs::device(&Build::default(), &line.client, &state)?, dir)?;
     device.wait_for("that it is attached", Mark::default(), READY_MAX, |l| {
         l.contains(r#""event":"attached""#)
     })?;

@@ -10,7 +10,7 @@ use super::etcd::{Etcd, wait_until};
 use super::network::{Host, LAN_NETWORK, LAN6_NETWORK, Network, POOL, POOL6, ReturnRoute, Shape};
 use super::ownership::{Ownership, OwnershipWatch};
 use super::process::{Mark, Process};
-use super::programs::{self, GATEWAY_PORT, Operator, Pki, StoreConfig};
+use super::programs::{self, Build, GATEWAY_PORT, Operator, Pki, StoreConfig};
 use super::run_dir::RunDir;
 
 /// How long a program may take to say that it is ready.
@@ -46,6 +46,19 @@ pub struct Plan {
     pub audit: bool,
     /// Whether the networks and the pool have IPv6 too.
     pub dual_stack: bool,
+    /// Which builds take part.
+    pub builds: Builds,
+}
+
+/// The build of each part. Operators and certificates use the tests' own.
+#[derive(Debug, Clone, Default)]
+pub struct Builds {
+    /// Of control.
+    pub control: Build,
+    /// Of the gateways, by number; the tests' own where there is none.
+    pub gateways: Vec<Build>,
+    /// Of the devices.
+    pub device: Build,
 }
 
 impl Plan {
@@ -61,6 +74,7 @@ impl Plan {
             gateway_settings: String::new(),
             audit: true,
             dual_stack: false,
+            builds: Builds::default(),
         }
     }
 
@@ -158,6 +172,7 @@ impl Cluster {
         let name = format!("ctl{}", i + 1);
         let identity = self.pki.issue("control", &name, &[host.wan.to_string()])?;
         let mut command = programs::control(
+            &self.plan.builds.control,
             host,
             &name,
             &identity,
@@ -187,7 +202,9 @@ impl Cluster {
         let host = &self.network.gateways[i];
         let name = gateway_name(i);
         let identity = self.pki.issue("gateway", &name, &[host.wan.to_string()])?;
+        let build = self.plan.builds.gateways.get(i).cloned().unwrap_or_default();
         let mut command = programs::gateway(
+            &build,
             host,
             &name,
             &identity,
@@ -239,7 +256,7 @@ impl Cluster {
         let answer = self.operator.json(host, &["devices", "enroll-token", "--no-qr", &name])?;
         let token =
             answer.first().and_then(|a| a.get("token")?.as_str()).context("jumpctl printed no token")?;
-        programs::enrol(host, &self.state_dir(i), token)
+        programs::enrol(&self.plan.builds.device, host, &self.state_dir(i), token)
     }
 
     /// Where device `i` keeps its state.
@@ -261,7 +278,7 @@ impl Cluster {
     /// When it is not attached in time.
     pub fn up_with(&mut self, i: usize, arguments: &[&str]) -> Result<Ownership> {
         let host = &self.network.devices[i];
-        let mut command = programs::device(host, &self.state_dir(i))?;
+        let mut command = programs::device(&self.plan.builds.device, host, &self.state_dir(i))?;
         command.args(arguments);
         let process = Process::spawn(&format!("dev{}", i + 1), command, self.run.path())?;
         let (line, _) = process.wait_for("that it is attached", Mark::default(), READY_MAX, |line| {

@@ -32,6 +32,24 @@ pub fn find(name: &str) -> Result<PathBuf> {
     })
 }
 
+/// The programs of one build.
+#[derive(Debug, Clone, Default)]
+pub struct Build(Option<PathBuf>);
+
+impl Build {
+    /// The build in this directory.
+    pub fn in_dir(dir: &Path) -> Self {
+        Self(Some(dir.to_owned()))
+    }
+
+    /// A program of this build; by default the one beside the running program.
+    fn find(&self, name: &str) -> Result<PathBuf> {
+        let Some(dir) = &self.0 else { return find(name) };
+        let path = dir.join(name);
+        if path.is_file() { Ok(path) } else { bail!("there is no {}", path.display()) }
+    }
+}
+
 /// Runs a program to its end inside a host and returns its stdout.
 ///
 /// # Errors
@@ -129,6 +147,7 @@ pub enum StoreConfig {
 /// # Errors
 /// When the program is not built or its configuration cannot be written.
 pub fn control(
+    build: &Build,
     host: &Host,
     name: &str,
     identity: &Identity,
@@ -153,7 +172,7 @@ pub fn control(
         )?,
     }
     config.push_str(more);
-    with_config(host, "jump-control", &["serve"], name, &config, dir)
+    with_config(build, host, "jump-control", &["serve"], name, &config, dir)
 }
 
 /// The command that runs a gateway.
@@ -161,6 +180,7 @@ pub fn control(
 /// # Errors
 /// When the program is not built or its configuration cannot be written.
 pub fn gateway(
+    build: &Build,
     host: &Host,
     name: &str,
     identity: &Identity,
@@ -181,10 +201,11 @@ pub fn gateway(
         identity.ca, identity.certificate, identity.key
     )?;
     config.push_str(more);
-    with_config(host, "jump-gateway", &["run"], name, &config, dir)
+    with_config(build, host, "jump-gateway", &["run"], name, &config, dir)
 }
 
 fn with_config(
+    build: &Build,
     host: &Host,
     program: &str,
     verb: &[&str],
@@ -194,7 +215,7 @@ fn with_config(
 ) -> Result<Command> {
     let path = dir.join(format!("{name}.toml"));
     std::fs::write(&path, config).with_context(|| format!("writing {}", path.display()))?;
-    let mut command = host.namespace.command(&find(program)?);
+    let mut command = host.namespace.command(&build.find(program)?);
     command.args(verb).arg("--config").arg(&path);
     Ok(command)
 }
@@ -203,8 +224,8 @@ fn with_config(
 ///
 /// # Errors
 /// When the program is not built.
-pub fn device(host: &Host, state: &Path) -> Result<Command> {
-    let mut command = host.namespace.command(&find("jump")?);
+pub fn device(build: &Build, host: &Host, state: &Path) -> Result<Command> {
+    let mut command = host.namespace.command(&build.find("jump")?);
     command.arg("--state-dir").arg(state).args(["--log-format", "json", "--output", "json", "up"]);
     command.arg("--audit-file").arg(state.with_extension("audit.json"));
     let telemetry = state.with_extension("telemetry.toml");
@@ -218,8 +239,8 @@ pub fn device(host: &Host, state: &Path) -> Result<Command> {
 ///
 /// # Errors
 /// When control refuses it; the message is what `jump enroll` printed.
-pub fn enrol(host: &Host, state: &Path, token: &str) -> Result<()> {
-    let mut command = host.namespace.command(&find("jump")?);
+pub fn enrol(build: &Build, host: &Host, state: &Path, token: &str) -> Result<()> {
+    let mut command = host.namespace.command(&build.find("jump")?);
     command.arg("--state-dir").arg(state).arg("enroll");
     let mut child = command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn()?;
     child.stdin.take().context("jump has no stdin")?.write_all(token.as_bytes())?;

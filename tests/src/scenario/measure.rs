@@ -6,7 +6,7 @@ use std::time::Duration;
 use jump_session::reason::Reason;
 
 use super::report::Recovery;
-use super::stage::PhaseResult;
+use super::stage::{Count, PhaseResult};
 use crate::lab::fleet::{Gap, Record};
 use crate::lab::histogram::{Histogram, Summary, millis};
 
@@ -50,6 +50,36 @@ pub fn add_interruptions(metrics: &mut BTreeMap<String, f64>, records: &[Record]
         metrics.insert(format!("interruption.g{group}.p50_ms"), summary.p50_ms);
         metrics.insert(format!("interruption.g{group}.p99_ms"), summary.p99_ms);
         metrics.insert(format!("interruption.g{group}.max_ms"), summary.max_ms);
+    }
+}
+
+/// How even each count was, and the most owners that changed within one second since the count before.
+pub fn add_counts(
+    metrics: &mut BTreeMap<String, f64>,
+    records: &[Record],
+    counts: &[Count],
+    begin: Duration,
+) {
+    let mut moves: Vec<Duration> = records
+        .iter()
+        .flat_map(|record| record.attaches.iter().filter(|attach| !attach.born).map(|attach| attach.at))
+        .collect();
+    moves.sort_unstable();
+    let mut from = begin;
+    for Count { name, at, sessions } in counts {
+        let total: u64 = sessions.iter().sum();
+        let mean = total as f64 / sessions.len().max(1) as f64;
+        let most = sessions.iter().max().copied().unwrap_or(0) as f64;
+        let since =
+            &moves[moves.partition_point(|time| *time < from)..moves.partition_point(|time| time < at)];
+        let within = |first: Duration| since.partition_point(|time| *time < first + Duration::from_secs(1));
+        let busiest = since.iter().enumerate().map(|(i, first)| within(*first) - i).max().unwrap_or(0);
+        metrics.insert(format!("count.{name}.gateways"), sessions.len() as f64);
+        metrics.insert(format!("count.{name}.sessions"), total as f64);
+        metrics.insert(format!("count.{name}.max_over_mean"), most / mean.max(1.0));
+        metrics.insert(format!("count.{name}.moves"), since.len() as f64);
+        metrics.insert(format!("count.{name}.moves_per_second_max"), busiest as f64);
+        from = *at;
     }
 }
 
@@ -216,6 +246,21 @@ mod tests {
     use super::*;
     use crate::lab::fleet::Attach;
 
+    fn attach(began: u64, at: u64) -> Attach {
+        Attach {
+            at: Duration::from_millis(at),
+            began: Duration::from_millis(began),
+            epoch: 2,
+            node: "gw1".into(),
+            incarnation: 1,
+            gateway: ([192, 0, 2, 1], 1).into(),
+            path: 1,
+            reason: Reason::ClientRequest,
+            born: false,
+            timings: jump_session::client::Timings::default(),
+        }
+    }
+
     const fn s(seconds: u64) -> Duration {
         Duration::from_secs(seconds)
     }
@@ -237,18 +282,6 @@ mod tests {
     #[test]
     fn a_change_of_owner_interrupts_for_the_longest_gap_around_it_and_for_an_interval_without_one() {
         let ms = Duration::from_millis;
-        let attach = |began, at| Attach {
-            at: ms(at),
-            began: ms(began),
-            epoch: 2,
-            node: "gw1".into(),
-            incarnation: 1,
-            gateway: ([192, 0, 2, 1], 1).into(),
-            path: 1,
-            reason: Reason::ClientRequest,
-            born: false,
-            timings: jump_session::client::Timings::default(),
-        };
         let gap = |from, to| Gap { from: ms(from), to: ms(to) };
         let record = Record {
             attaches: vec![attach(1000, 1010), attach(5000, 5010)],
@@ -262,6 +295,19 @@ mod tests {
         metrics.clear();
         add_interruptions(&mut metrics, &[record], &[ms(100)]);
         assert!(metrics.is_empty(), "coarse probes do not time a move");
+    }
+
+    #[test]
+    fn a_count_tells_how_even_it_was_and_the_busiest_second_since_the_one_before() {
+        let attaches = [1_000, 3_000, 3_400, 3_900, 4_100, 9_000].map(|at| attach(at, at)).to_vec();
+        let records = [Record { attaches, ..Record::default() }];
+        let count = |name: &str, at, sessions| Count { name: name.into(), at: s(at), sessions };
+        let mut metrics = BTreeMap::new();
+        let counts = [count("a", 2, vec![3, 1]), count("b", 8, vec![2, 2, 2])];
+        add_counts(&mut metrics, &records, &counts, s(0));
+        assert_eq!((metrics["count.a.max_over_mean"], metrics["count.b.max_over_mean"]), (1.5, 1.0));
+        assert_eq!((metrics["count.a.moves"], metrics["count.b.moves"]), (1.0, 4.0));
+        assert_eq!(metrics["count.b.moves_per_second_max"], 3.0);
     }
 
     #[test]

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result};
 use jump_crypto::keys::DeviceSecret;
 use jump_session::client::Tuning;
+use rustix::process::Signal;
 
 use super::environment::Environment;
 use super::measure::{self, Fault};
@@ -15,7 +16,7 @@ use super::report::{Done, Moment, Report, Verdict};
 use super::schedule::{Act, Step, schedule};
 use super::stage::{Stage, addresses, relay_address};
 use super::{Scenario, StoreKind};
-use crate::lab::cluster::{Cluster, Plan, Store};
+use crate::lab::cluster::{Builds, Cluster, Plan, Store};
 use crate::lab::enrol::enrol;
 use crate::lab::fleet::{self, Fleet, FleetPlan, Group, Record, Traffic};
 use crate::lab::flood;
@@ -61,6 +62,12 @@ fn run_on(
     steps: Vec<Step>,
     cluster: &mut Cluster,
 ) -> Result<Report> {
+    for gateway in started(scenario)..cluster.gateways.len() {
+        cluster.gateways[gateway].signal(Signal::TERM)?;
+        cluster.gateways[gateway].wait_end(Duration::from_secs(30))?;
+    }
+    let routed: Vec<_> = (0..cluster.gateways.len()).map(|gateway| gateway < started(scenario)).collect();
+    cluster.network.route_back_among(&routed)?;
     let count: usize = scenario.devices.iter().map(|group| group.count).sum();
     fleet::route(&cluster.network.devices[0], &cluster.network.gateways)?;
     let identity = cluster.operator.identity().clone();
@@ -103,6 +110,7 @@ fn run_on(
     let done = done?;
     stage.end_phase()?;
     let end = fleet::clock();
+    let counts = std::mem::take(&mut stage.counts);
     let (phases, flood_memory, flooded) = (stage.phases, stage.flood_memory, stage.flooded);
     let reads = readers.map(Readers::stop);
     let records = fleet.stop()?;
@@ -113,6 +121,7 @@ fn run_on(
     let mut metrics = measure::of_records(&records, end, scenario.probe_interval());
     measure::add_rest(&mut metrics, &phases, &recoveries, scenario.devices.len());
     let intervals: Vec<_> = scenario.devices.iter().map(|d| Duration::from_millis(d.probe_ms)).collect();
+    measure::add_counts(&mut metrics, &records, &counts, begin);
     measure::add_interruptions(&mut metrics, &records, &intervals);
     if !flood_memory.is_empty() {
         let growth = flood_memory.iter().map(|(before, after)| after.saturating_sub(*before)).max();
@@ -140,6 +149,11 @@ fn run_on(
     })
 }
 
+/// How many gateways run from the beginning.
+fn started(scenario: &Scenario) -> usize {
+    scenario.topology.gateways_started.unwrap_or(scenario.topology.gateways)
+}
+
 fn plan(scenario: &Scenario) -> Result<Plan> {
     let topology = &scenario.topology;
     Ok(Plan {
@@ -155,6 +169,7 @@ fn plan(scenario: &Scenario) -> Result<Plan> {
         gateway_settings: toml::to_string(&topology.gateway)?,
         audit: true,
         dual_stack: false,
+        builds: Builds::default(),
     })
 }
 
@@ -166,7 +181,8 @@ fn fleet_plan(
     echo: SocketAddr,
 ) -> Result<FleetPlan> {
     let SocketAddr::V4(to) = echo else { anyhow::bail!("the lab's inner network is IPv4") };
-    let gateways = addresses(cluster);
+    let mut gateways = addresses(cluster);
+    gateways.truncate(started(scenario));
     let group = |group: &super::Devices| {
         let every = (group.probe_ms > 0).then(|| Duration::from_millis(group.probe_ms));
         let gap_above = every.map_or(Duration::MAX, measure::gap_above);
@@ -216,13 +232,14 @@ fn stage<'a>(
         relays,
         known,
         seed: scenario.seed,
-        routed: vec![true; gateways],
+        routed: (0..gateways).map(|gateway| gateway < started(scenario)).collect(),
         paused: vec![Vec::new(); gateways],
         store_down: Vec::new(),
         store_paused: Vec::new(),
         flood: None,
         flooded: 0,
         flood_memory: Vec::new(),
+        counts: Vec::new(),
         phases: Vec::new(),
         phase: "all".to_owned(),
         phase_counts: fleet.counts(),

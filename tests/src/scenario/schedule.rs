@@ -38,6 +38,10 @@ pub enum Act {
     ResumeNode { gateway: usize },
     /// SIGTERM, and a new start.
     RestartNode { gateway: usize },
+    /// SIGTERM, and that is all.
+    StopNode { gateway: usize },
+    /// An operator's drain.
+    Drain { gateway: usize },
     /// No way to control.
     CutFromControl { gateway: usize },
     /// The way to control is back.
@@ -74,6 +78,8 @@ pub enum Act {
     Flood { kind: FloodKind, per_second: u32 },
     /// And ends.
     EndFlood,
+    /// How the sessions are spread.
+    Count { name: String },
     /// A name for what follows.
     Phase { name: String },
 }
@@ -187,6 +193,19 @@ fn add(steps: &mut Vec<Step>, scenario: &Scenario, rng: &mut Rng, at: f64, actio
             step(1, Act::RestartNode { gateway }, "drained", false);
             step(2, Act::Route { gateway, used: true }, "drained", true);
         }
+        Action::Start { gateway } => {
+            let gateway = pick(Some(*gateway), gateways);
+            step(0, Act::StartNode { gateway }, "started", true);
+            step(1, Act::Route { gateway, used: true }, "started", true);
+        }
+        Action::Stop { gateway } => {
+            let gateway = pick(Some(*gateway), gateways);
+            step(0, Act::Route { gateway, used: false }, "stopped", true);
+            step(1, Act::StopNode { gateway }, "stopped", false);
+        }
+        Action::Drain { gateway } => {
+            step(0, Act::Drain { gateway: pick(Some(*gateway), gateways) }, "drained", false);
+        }
         Action::CutFromControl { gateway, seconds } => {
             let gateway = pick(*gateway, gateways);
             step(0, Act::CutFromControl { gateway }, "cut_from_control", false);
@@ -238,6 +257,7 @@ fn add(steps: &mut Vec<Step>, scenario: &Scenario, rng: &mut Rng, at: f64, actio
             step(0, Act::Flood { kind: *kind, per_second: *per_second }, "flood", false);
             step(ms(*seconds), Act::EndFlood, "flood", true);
         }
+        Action::Count { name } => step(0, Act::Count { name: name.clone() }, "count", true),
         Action::Phase { name } => step(0, Act::Phase { name: name.clone() }, "phase", true),
     }
     end

@@ -8,9 +8,9 @@ use jump_crypto::keys::DeviceSecret;
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::schedule::{Act, Step};
-use crate::lab::cluster::Cluster;
+use crate::lab::cluster::{Cluster, gateway_name};
 use crate::lab::etcd::wait_until;
-use crate::lab::fleet::Fleet;
+use crate::lab::fleet::{self, Fleet};
 use crate::lab::flood::Flood;
 use crate::lab::histogram::Histogram;
 use crate::lab::process::resident_bytes;
@@ -46,12 +46,25 @@ pub struct Stage<'a> {
     pub flooded: u64,
     /// Resident memory of the workers when a flood had filled its tables, and at its end.
     pub flood_memory: Vec<(u64, u64)>,
+    /// What was counted.
+    pub counts: Vec<Count>,
     /// Finished phases.
     pub phases: Vec<PhaseResult>,
     /// The phase under way.
     pub phase: String,
     /// Totals when it began.
     pub phase_counts: crate::lab::fleet::Counts,
+}
+
+/// How the sessions were spread at one moment.
+#[derive(Debug, Clone)]
+pub struct Count {
+    /// Its name.
+    pub name: String,
+    /// When, on the devices' clock.
+    pub at: Duration,
+    /// The sessions of each gateway that takes sessions.
+    pub sessions: Vec<u64>,
 }
 
 /// What was measured in a phase.
@@ -108,9 +121,17 @@ impl Stage<'_> {
                 }
                 Ok(format!("gw{}", gateway + 1))
             }
+            Act::StopNode { gateway } => {
+                let status = self.stop_node(*gateway)?;
+                Ok(format!("gw{} {status}", gateway + 1))
+            }
+            Act::Drain { gateway } => {
+                let name = gateway_name(*gateway);
+                self.operator(&["nodes", "drain", "--yes", "--wait", "0s", &name])?;
+                Ok(name)
+            }
             Act::RestartNode { gateway } => {
-                self.cluster.gateways[*gateway].signal(Signal::TERM)?;
-                let status = self.cluster.gateways[*gateway].wait_end(DRAIN_MAX)?;
+                let status = self.stop_node(*gateway)?;
                 self.cluster.gateways[*gateway] = self.cluster.start_gateway(*gateway)?;
                 Ok(format!("gw{} {status}", gateway + 1))
             }
@@ -200,6 +221,14 @@ impl Stage<'_> {
                 self.flooded += sent;
                 Ok(format!("{sent} sent"))
             }
+            Act::Count { name } => {
+                let nodes = self.operator(&["nodes", "rebalance", "--dry-run"])?;
+                let of = |node: &serde_json::Value| node.get("before").and_then(serde_json::Value::as_u64);
+                let sessions: Vec<_> = nodes.iter().filter_map(of).collect();
+                let text = format!("{name}: {sessions:?}");
+                self.counts.push(Count { name: name.clone(), at: fleet::clock(), sessions });
+                Ok(text)
+            }
             Act::Phase { name } => {
                 self.end_phase()?;
                 self.phase.clone_from(name);
@@ -223,6 +252,19 @@ impl Stage<'_> {
             answered: counts.answered - before.answered,
         });
         Ok(())
+    }
+
+    /// Ends a gateway as an update does: SIGTERM, and its drain.
+    ///
+    /// # Errors
+    /// When it does not end in time.
+    pub fn stop_node(&mut self, gateway: usize) -> Result<std::process::ExitStatus> {
+        self.cluster.gateways[gateway].signal(Signal::TERM)?;
+        self.cluster.gateways[gateway].wait_end(DRAIN_MAX)
+    }
+
+    fn operator(&self, arguments: &[&str]) -> Result<Vec<serde_json::Value>> {
+        self.cluster.operator.json(&self.cluster.network.controls[0], arguments)
     }
 
     fn fell_leader(&mut self, signal: Signal) -> Result<String> {
