@@ -1,17 +1,12 @@
 //! More gateways, fewer gateways: sessions spread, and none is lost.
 #![expect(clippy::unwrap_used, reason = "a failed helper is a failed test")]
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
-use jump_session::client::Tuning;
 use jump_tests::lab::cluster::{Cluster, Plan, gateway_name};
-use jump_tests::lab::enrol::enrol;
 use jump_tests::lab::etcd::wait_until;
-use jump_tests::lab::fleet::{self, Fleet, FleetPlan, Group, Traffic};
+use jump_tests::lab::fleet::{self, Crowd};
 use jump_tests::lab::network::ReturnRoute;
-use jump_tests::lab::probe::EchoServer;
-use jump_tests::lab::programs::GATEWAY_PORT;
 use jump_tests::support::{self, SOON};
 use rustix::process::Signal;
 
@@ -38,45 +33,16 @@ fn a_gateway_that_joins_gets_its_share_and_one_that_is_drained_and_ends_loses_no
     let plan = Plan { gateways: 3, return_route: ReturnRoute::Gateway(0), ..Plan::small("scale") };
     let mut cluster = Cluster::start(&plan).unwrap();
     stop(&mut cluster, 2);
-    let host = &cluster.network.devices[0];
-    fleet::route(host, &cluster.network.gateways).unwrap();
-    let keys = enrol(&cluster.network.controls[0], cluster.operator.identity(), DEVICES, |_| ()).unwrap();
-    let echo = EchoServer::start(&cluster.network.inner, 7).unwrap();
-    let std::net::SocketAddr::V4(to) = echo.address() else { panic!("an IPv4 lab") };
-    let traffic = Traffic {
-        every: Some(Duration::from_millis(100)),
-        length: 100,
-        to,
-        gap_above: Duration::from_millis(300),
-    };
-    let fleet = Fleet::start(
-        host,
-        FleetPlan {
-            keys,
-            profile: cluster.state_dir(0),
-            gateways: cluster.network.gateways[..2].iter().map(|g| g.wan_socket(GATEWAY_PORT)).collect(),
-            via: BTreeMap::new(),
-            groups: vec![Group {
-                devices: DEVICES,
-                starts_per_second: Some(100.0),
-                traffic,
-                tuning: Tuning::default(),
-            }],
-            lanes: 2,
-            seed: 1,
-        },
-    )
-    .unwrap();
-    wait_until("every device is attached", SOON, || fleet.counts().born == DEVICES as u64).unwrap();
+    let crowd = Crowd::attach(&cluster, DEVICES, 2, Duration::from_millis(100)).unwrap();
 
     cluster.gateways[2] = cluster.start_gateway(2).unwrap();
     let planned = rebalance(&cluster, &["--dry-run"]);
     assert_eq!(planned.iter().map(|(_, after)| *after).collect::<Vec<_>>(), [10, 10, 10], "{planned:?}");
-    assert_eq!(fleet.counts().reattached, 0, "a dry run moves nobody");
+    assert_eq!(crowd.fleet.counts().reattached, 0, "a dry run moves nobody");
     let done = rebalance(&cluster, &["--yes", "--rate", "50"]);
     assert_eq!(done.iter().map(|(_, after)| *after).collect::<Vec<_>>(), [10, 10, 10], "{done:?}");
-    wait_until("the moved devices know it", SOON, || fleet.counts().reattached >= 10).unwrap();
-    assert_eq!(fleet.counts().reattached, 10, "just the share of the new one moves");
+    wait_until("the moved devices know it", SOON, || crowd.fleet.counts().reattached >= 10).unwrap();
+    assert_eq!(crowd.fleet.counts().reattached, 10, "just the share of the new one moves");
 
     let name = gateway_name(2);
     let drain = ["nodes", "drain", "--yes", "--wait", "30s", &name];
@@ -84,14 +50,12 @@ fn a_gateway_that_joins_gets_its_share_and_one_that_is_drained_and_ends_loses_no
     stop(&mut cluster, 2);
     let left = rebalance(&cluster, &["--dry-run"]);
     assert_eq!(left.iter().map(|(before, _)| before).sum::<u64>(), DEVICES as u64, "{left:?}");
-    let answered = fleet.counts().answered;
-    wait_until("probes come back", SOON, || fleet.counts().answered > answered + 5 * DEVICES as u64).unwrap();
+    let drained = fleet::clock();
+    crowd.wait_for_echoes(20).unwrap();
 
-    let stopped = fleet::clock();
-    for record in fleet.stop().unwrap() {
+    for record in crowd.fleet.stop().unwrap() {
         assert_eq!(record.terminated, None, "device {}", record.device);
         assert!(!record.address_changed, "device {}", record.device);
-        let last = record.last_echo.unwrap();
-        assert!(stopped - last < Duration::from_secs(5), "device {} was left behind", record.device);
+        assert!(record.last_echo.unwrap() > drained, "device {} was left behind", record.device);
     }
 }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use jump_proto::control_v1::session_service_client::SessionServiceClient;
-use jump_proto::control_v1::{ListSessionsRequest, MoveSessionRequest, SessionPhase};
+use jump_proto::control_v1::{ListSessionsRequest, MoveSessionRequest};
 use jump_session::balance::{self, Shift};
 use jump_session::ids::NodeId;
 use serde_json::json;
@@ -129,8 +129,8 @@ async fn sessions(
                 .await
                 .map_err(|status| refused(&format!("listing the sessions of {}", node.node_id), &status))?
                 .into_inner();
-            let here = page.sessions.into_iter().filter(|session| session.phase() == SessionPhase::Owned);
-            owned.extend(here.map(|session| session.session_id));
+            // Those on their way to another node are still here until it has them.
+            owned.extend(page.sessions.into_iter().map(|session| session.session_id));
             if page.next_page_token.is_empty() {
                 break;
             }

@@ -29,17 +29,19 @@ impl Bindings {
         loads
     }
 
-    /// Up to `limit` sessions that `node` owns and that no standing order moves.
+    /// Up to `limit` sessions that `node` owns and that no standing order moves; first those that were not ordered before, as
+    /// a client that did not follow an order may not follow the next one either.
     pub fn movable(&self, node: &NodeId, limit: usize, now: UnixMillis) -> Vec<SessionId> {
         let state = lock(&self.state);
         let Some(node) = state.nodes.get(node) else { return Vec::new() };
-        let sessions = state.owned.get(&node.owner()).into_iter().flatten();
-        sessions
-            .filter_map(|id| state.sessions.get(id))
-            .filter(|session| matches!(session.record.phase, Phase::Owned { .. }))
-            .filter(|session| session.record.moving.as_ref().is_none_or(|order| !order.stands(now)))
-            .map(|session| session.record.id)
-            .take(limit)
-            .collect()
+        let owned = || {
+            let sessions = state.owned.get(&node.owner()).into_iter().flatten();
+            let sessions = sessions.filter_map(|id| state.sessions.get(id));
+            sessions.filter(|session| matches!(session.record.phase, Phase::Owned { .. }))
+        };
+        let fresh = owned().filter(|session| session.record.moving.is_none());
+        let again =
+            owned().filter(|session| session.record.moving.as_ref().is_some_and(|order| !order.stands(now)));
+        fresh.chain(again).map(|session| session.record.id).take(limit).collect()
     }
 }

@@ -24,11 +24,13 @@ use super::bare_device::ClusterKeys;
 use super::histogram::Histogram;
 use super::network::Host;
 
+mod crowd;
 mod device;
 mod lane;
 pub mod packet;
 pub mod record;
 
+pub use crowd::Crowd;
 pub use device::{PROBE_MAX, Traffic};
 pub use record::{Attach, Gap, Record};
 
