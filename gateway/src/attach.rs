@@ -8,6 +8,7 @@ use ipnet::IpNet;
 use jump_crypto::ids::{AttachSeq, Epoch, SessionId};
 use jump_proto::control_v1::attach_response::{Accepted, Outcome, Rejected};
 use jump_proto::control_v1::{AttachRequest, ReleaseRequest};
+use jump_proto::convert::{switch_ages, switch_ages_ms};
 use jump_session::frame::{self, AttachResult, DNS_MAX, ROSTER_MAX, ROUTES_MAX};
 use jump_session::reason::Reason;
 use jump_telemetry::Correlation;
@@ -79,6 +80,7 @@ impl Claims {
             handshake_hash: confirmed.handshake_hash.to_vec(),
             client_address: confirmed.path.peer.to_string(),
             grant_key_ids: intent.holding.grant_keys.iter().map(|id| id.0.to_vec()).collect(),
+            switch_ages_ms: switch_ages_ms(&confirmed.switch_ages),
         };
         let answer = context
             .control
@@ -167,6 +169,7 @@ fn read_accepted(context: &Context, accepted: &Accepted) -> Option<Activation> {
         idle_transport_max: if idle.is_zero() { Duration::from_secs(120) } else { idle },
         switches_per_minute_max: policy.switches_per_minute_max,
         switch_cooldown: duration(policy.switch_cooldown.as_ref()),
+        switch_ages: switch_ages(&accepted.switch_ages_ms),
         policy: read_policy(&policy.allowed_destinations, policy.bytes_per_second),
         result,
     })
@@ -221,9 +224,15 @@ fn report(confirmed: &Confirmed, verdict: &Verdict, took: Duration) {
     metrics::ATTACH_SECONDS.histogram(&[("outcome", outcome)]).record(took.as_secs_f64());
 }
 
-/// Tells control that a session has ended (`terminate`) or is given up. Tries until control has heard it or the run is
+/// Tells control that a session has ended (`terminate`) or is given up, and the ages of its path switches here. Tries until control has heard it or the run is
 /// over; says whether control has heard it.
-pub async fn release(context: &Context, carried: Carried, reason: Reason, terminate: bool) -> bool {
+pub async fn release(
+    context: &Context,
+    carried: Carried,
+    switch_ages: &[Duration],
+    reason: Reason,
+    terminate: bool,
+) -> bool {
     let Carried { session, epoch, correlation } = carried;
     let correlation = Correlation::from_bytes(correlation);
     let request = ReleaseRequest {
@@ -233,6 +242,7 @@ pub async fn release(context: &Context, carried: Carried, reason: Reason, termin
         epoch: epoch.0,
         reason: reason.code().to_owned(),
         terminate,
+        switch_ages_ms: switch_ages_ms(switch_ages),
     };
     let mut pause = Duration::from_millis(100);
     loop {

@@ -10,6 +10,7 @@ use jump_crypto::mesh::{MeshEnd, MeshSecret};
 use jump_proto::control_v1::{
     AckFenceRequest, Binding, Node, Owner, SessionPhase, WatchBindingsRequest, WatchBindingsResponse,
 };
+use jump_proto::convert::switch_ages_ms;
 use jump_session::ownership::MOVE_WINDOW;
 use jump_session::reason::Reason;
 use jump_telemetry::Correlation;
@@ -77,13 +78,20 @@ pub async fn follow(context: Arc<Context>, mut directory: Directory) {
 
 /// Tells control that a session has stopped here. Tries for as long as somebody may wait for it; the next renewal says
 /// it as well.
-pub async fn acknowledge_fence(context: Arc<Context>, session: SessionId, epoch: Epoch, correlation: String) {
+pub async fn acknowledge_fence(
+    context: Arc<Context>,
+    session: SessionId,
+    epoch: Epoch,
+    switch_ages_ms: Vec<u32>,
+    correlation: String,
+) {
     let correlation: Option<Correlation> = correlation.parse().ok();
     let request = AckFenceRequest {
         node_id: context.node.to_string(),
         incarnation: context.incarnation.0,
         session_id: session.to_string(),
         epoch: epoch.0,
+        switch_ages_ms,
     };
     for _ in 0..3 {
         let answer = context
@@ -199,8 +207,8 @@ impl Directory {
         }
         for (session, epoch, correlation) in fences {
             metrics::FENCES.counter(&[("source", "stream")]).increment(1);
-            context.orders.stop(session, epoch, StopCause::Moved).await?;
-            tokio::spawn(acknowledge_fence(Arc::clone(context), session, epoch, correlation));
+            let ages = switch_ages_ms(&context.orders.stop(session, epoch, StopCause::Moved).await?);
+            tokio::spawn(acknowledge_fence(Arc::clone(context), session, epoch, ages, correlation));
         }
         if news.snapshot_complete {
             if let Some(seen) = self.snapshot.take() {

@@ -68,7 +68,8 @@ impl Orders {
         self.waker.wake();
     }
 
-    /// Stops a session in `epoch` and every earlier one; returns once nothing of it is forwarded any more.
+    /// Stops a session in `epoch` and every earlier one; returns once nothing of it is forwarded any more, with the ages of
+    /// the path switches that this gateway made of it within the last minute.
     ///
     /// # Errors
     /// When the data plane has ended (then nothing is forwarded either).
@@ -77,7 +78,7 @@ impl Orders {
         session: SessionId,
         epoch: Epoch,
         cause: StopCause,
-    ) -> Result<(), DataPlaneEnded> {
+    ) -> Result<Vec<Duration>, DataPlaneEnded> {
         let (done, stopped) = oneshot::channel();
         self.give(Command::Stop { session, epoch, cause, done: Some(done) }).await?;
         stopped.await.map_err(|_| DataPlaneEnded)

@@ -93,12 +93,12 @@ async fn give_up(context: &Arc<Context>) -> Result<(), DataPlaneEnded> {
     let mut releases = JoinSet::new();
     for carried in context.orders.list().await? {
         let Carried { session, epoch, .. } = carried;
-        context.orders.stop(session, epoch, StopCause::Released(targets.clone())).await?;
+        let ages = context.orders.stop(session, epoch, StopCause::Released(targets.clone())).await?;
         let correlation = Correlation::from_bytes(carried.correlation);
         tracing::warn!(%session, %correlation, epoch = epoch.0, reason = %Reason::Drained, "session given up");
         let context = Arc::clone(context);
         releases.spawn(async move {
-            let told = release(&context, carried, Reason::Drained, false);
+            let told = release(&context, carried, &ages, Reason::Drained, false);
             // A control that does not answer learns it from the deregistration, or from the end of the lease.
             let _ = tokio::time::timeout(Duration::from_secs(2), told).await;
         });

@@ -11,6 +11,7 @@ use jump_crypto::ids::{Epoch, SessionId};
 use jump_crypto::key_set::KeySet;
 use jump_crypto::keys::ClusterSecret;
 use jump_proto::control_v1::{FenceAck, FenceOrder, RenewRequest, RenewResponse};
+use jump_proto::convert::switch_ages_ms;
 use jump_session::gateway::Nanos;
 use jump_session::ownership::Authority;
 use jump_session::reason::Reason;
@@ -137,13 +138,19 @@ async fn obey(context: &Arc<Context>, fences: &[FenceOrder]) -> Vec<FenceAck> {
         let Ok(session) = order.session_id.parse::<SessionId>() else { continue };
         let epoch = Epoch(order.epoch);
         metrics::FENCES.counter(&[("source", "renewal")]).increment(1);
-        if context.orders.stop(session, epoch, StopCause::Moved).await.is_ok() {
-            acks.push(FenceAck { session_id: order.session_id.clone(), epoch: order.epoch });
+        if let Ok(ages) = context.orders.stop(session, epoch, StopCause::Moved).await {
+            let switch_ages_ms = switch_ages_ms(&ages);
+            acks.push(FenceAck {
+                session_id: order.session_id.clone(),
+                epoch: order.epoch,
+                switch_ages_ms: switch_ages_ms.clone(),
+            });
             // No need to let the successor wait for the next renewal.
             tokio::spawn(acknowledge_fence(
                 Arc::clone(context),
                 session,
                 epoch,
+                switch_ages_ms,
                 order.correlation_id.clone(),
             ));
         }

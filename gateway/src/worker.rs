@@ -400,7 +400,7 @@ fn take(context: &Arc<Context>, claims: &Claims, security: &mut Security, event:
             let correlation = Uuid::from_bytes(correlation);
             tracing::info!(%session, %correlation, epoch = epoch.0, %reason, "session ended here");
             let context = Arc::clone(context);
-            tokio::spawn(async move { release(&context, carried, reason, true).await });
+            tokio::spawn(async move { release(&context, carried, &[], reason, true).await });
         }
         Event::Note(note) => {
             log(&note);

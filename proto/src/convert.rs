@@ -13,7 +13,7 @@ mod control;
 mod policy;
 mod store;
 
-pub use control::AttachAsk;
+pub use control::{AttachAsk, switch_ages, switch_ages_ms};
 pub use policy::{device_policy, stored_policy};
 
 /// One field that does not hold what it must.

@@ -64,6 +64,7 @@ fn record_seeds() -> Vec<Vec<u8>> {
         attach_seq: AttachSeq(1),
         attempt: AttemptId::from_bytes([1; 16]),
         reason: jump_session::reason::Reason::Birth,
+        switch_ages: Vec::new(),
     };
     let view = View {
         claimant_registered: true,

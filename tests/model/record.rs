@@ -138,6 +138,7 @@ fn request(claimant: Run, seq: u8) -> AttachRequest {
         attach_seq: AttachSeq(u64::from(seq)),
         attempt: attempt(seq),
         reason: Reason::GatewayUnresponsive,
+        switch_ages: Vec::new(),
     }
 }
 
@@ -256,13 +257,17 @@ pub(crate) fn attach(record: Option<&Record>, claimant: Run, seq: u8, nodes: Nod
 /// What they say to a fence acknowledgement.
 pub(crate) fn fenced(record: &Record, by: Run, epoch: u8, nodes: Nodes<'_>) -> Option<Write> {
     let epoch = Epoch(u64::from(epoch));
-    changed(record, &Change::FenceAcknowledged { by: owner(by), epoch }, nodes)
+    changed(record, &Change::FenceAcknowledged { by: owner(by), epoch, switch_ages: Vec::new() }, nodes)
 }
 
 /// What they say to a release.
 pub(crate) fn released(record: &Record, by: Run, epoch: u8, nodes: Nodes<'_>) -> Option<Write> {
     let epoch = Epoch(u64::from(epoch));
-    changed(record, &Change::Release { by: owner(by), epoch, reason: Reason::Drained }, nodes)
+    changed(
+        record,
+        &Change::Release { by: owner(by), epoch, reason: Reason::Drained, switch_ages: Vec::new() },
+        nodes,
+    )
 }
 
 /// What they say to an operator's order to move the session.

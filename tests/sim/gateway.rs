@@ -9,8 +9,9 @@ use jump_crypto::cookie::Gate;
 use jump_crypto::handshake::{REPLY_LEN_MAX, ROSTER_MAX, Responder};
 use jump_crypto::mesh::{MeshEnd, MeshSecret};
 use jump_gateway::dataplane::{
-    Activation, Answered, BindingPhase, BindingUpdate, Carried, Command, Confirmed, DataPlane, DropReason,
-    Event as News, InitJob, Inner, Limits, Link, NodeRef, Policy, Setup, StopCause, Tick, Verdict, Wire,
+    Activation, After, Answered, BindingPhase, BindingUpdate, Carried, Command, Confirmed, DataPlane,
+    DropReason, Event as News, InitJob, Inner, Limits, Link, NodeRef, Policy, Setup, StopCause, Tick,
+    Verdict, Wire,
 };
 use jump_session::frame::AttachResult;
 use jump_session::ids::{Epoch, Incarnation, NodeId, SessionId};
@@ -301,6 +302,7 @@ impl World {
             idle_transport_max: policy.idle_transport_max,
             switches_per_minute_max: policy.switches_per_minute_max,
             switch_cooldown: policy.switch_cooldown,
+            switch_ages: record.switch_ages(self.wall_millis(0)),
             policy: Policy::default(),
             result,
         }
@@ -429,6 +431,7 @@ impl World {
                 attach_seq: intent.attach_seq,
                 attempt: intent.attempt,
                 reason: Reason::from_number(intent.reason).unwrap_or(Reason::ClientRequest),
+                switch_ages: confirmed.switch_ages.clone(),
             },
             session: intent.session,
             handshake_hash: confirmed.handshake_hash,
@@ -455,11 +458,18 @@ impl World {
 
     /// A fence order: the data plane stops, then control is told.
     fn stop(&mut self, at: usize, session: SessionId, epoch: Epoch) {
+        let mut switch_ages = Vec::new();
         if !self.is_fence_ignored {
-            self.command(at, Command::Stop { session, epoch, cause: StopCause::Moved, done: None });
+            let (done, _) = tokio::sync::oneshot::channel();
+            let stop = Command::Stop { session, epoch, cause: StopCause::Moved, done: Some(done) };
+            self.drive(at, |plane, tick, holds, output| {
+                if let After::Acknowledge(_, ages) = plane.handle_command(tick, stop, holds, output) {
+                    switch_ages = ages;
+                }
+            });
         }
         let Some(run) = &self.gateways[at].run else { return };
-        let change = Change::FenceAcknowledged { by: run.owner.clone(), epoch };
+        let change = Change::FenceAcknowledged { by: run.owner.clone(), epoch, switch_ages };
         self.call(at, Call::Change { session, change }, Purpose::Tell, 0);
     }
 

@@ -215,6 +215,7 @@ mod tests {
                 attach_seq: AttachSeq(1),
                 attempt: AttemptId::from_bytes([attempt; 16]),
                 reason: Reason::Birth,
+                switch_ages: Vec::new(),
             },
             session: None,
             last_epoch: Epoch(0),

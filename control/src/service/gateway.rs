@@ -2,13 +2,13 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use jump_crypto::certificate::{NodeCertificate, NodeClaims};
 use jump_crypto::grant::{Grant, GrantClaims};
 use jump_proto::control_v1 as wire;
 use jump_proto::control_v1::gateway_service_server::GatewayService;
-use jump_proto::convert::{AttachAsk, Fields, duration, timestamp};
+use jump_proto::convert::{AttachAsk, Fields, duration, switch_ages, switch_ages_ms, timestamp};
 use jump_session::ids::{Epoch, Revision, SessionId};
 use jump_session::ownership::{Change, Owner, Phase};
 use tonic::{Request, Response, Status};
@@ -107,8 +107,9 @@ impl GatewayApi {
         self.context.keys.load().key_sets.iter().map(|key_set| key_set.as_bytes().to_vec()).collect()
     }
 
-    async fn acknowledge(&self, by: &Owner, session: SessionId, epoch: Epoch) -> Result<Epoch, ArbiterError> {
-        let change = Change::FenceAcknowledged { by: by.clone(), epoch };
+    async fn acknowledge(&self, by: &Owner, ack: &Ack) -> Result<Epoch, ArbiterError> {
+        let Ack { session, epoch, ref switch_ages } = *ack;
+        let change = Change::FenceAcknowledged { by: by.clone(), epoch, switch_ages: switch_ages.clone() };
         let stored = self.context.arbiter.change(session, &change).await?;
         log_session(&stored, "fence acknowledged");
         Ok(stored.record.epoch)
@@ -138,8 +139,16 @@ impl GatewayApi {
             dns_servers: profile.dns.iter().map(ToString::to_string).collect(),
             mtu: u32::from(profile.mtu),
             correlation_id: correlation(stored),
+            switch_ages_ms: switch_ages_ms(&record.switch_ages(clock::unix_millis())),
         }
     }
+}
+
+/// An owner's word that a session has stopped.
+struct Ack {
+    session: SessionId,
+    epoch: Epoch,
+    switch_ages: Vec<Duration>,
 }
 
 fn correlation(stored: &StoredSession) -> String {
@@ -194,9 +203,7 @@ impl GatewayService for GatewayApi {
         let request = request.into_inner();
         let (owner, acks) = parse_renewal(&request)?;
         self.context.registry.renew(&owner, request.draining).await.map_err(ServiceError::from)?;
-        let acknowledged = futures::future::join_all(
-            acks.iter().map(|(session, epoch)| self.acknowledge(&owner, *session, *epoch)),
-        );
+        let acknowledged = futures::future::join_all(acks.iter().map(|ack| self.acknowledge(&owner, ack)));
         for result in acknowledged.await {
             if let Err(error) = result {
                 // The session is still listed, or was resolved without this acknowledgement.
@@ -204,7 +211,9 @@ impl GatewayService for GatewayApi {
             }
         }
         let bindings = &self.context.bindings;
-        let done = |session: &StoredSession| acks.contains(&(session.record.id, session.record.epoch));
+        let done = |stored: &StoredSession| {
+            acks.iter().any(|ack| (ack.session, ack.epoch) == (stored.record.id, stored.record.epoch))
+        };
         let fences = bindings
             .handovers_from(&owner)
             .into_iter()
@@ -321,8 +330,9 @@ impl GatewayService for GatewayApi {
         let owner = fields.owner(&request.node_id, request.incarnation);
         let session = fields.id("session_id", &request.session_id);
         let (owner, session) = fields.finish(|| Some((owner?, session?))).map_err(ServiceError::from)?;
-        let epoch =
-            self.acknowledge(&owner, session, Epoch(request.epoch)).await.map_err(ServiceError::from)?;
+        let switch_ages = switch_ages(&request.switch_ages_ms);
+        let ack = Ack { session, epoch: Epoch(request.epoch), switch_ages };
+        let epoch = self.acknowledge(&owner, &ack).await.map_err(ServiceError::from)?;
         Ok(Response::new(wire::AckFenceResponse { epoch: epoch.0 }))
     }
 
@@ -341,7 +351,10 @@ impl GatewayService for GatewayApi {
         let epoch = Epoch(request.epoch);
         let change = match request.terminate {
             true => Change::Terminate { by: Some((by, epoch)), reason },
-            false => Change::Release { by, epoch, reason },
+            false => {
+                let switch_ages = switch_ages(&request.switch_ages_ms);
+                Change::Release { by, epoch, reason, switch_ages }
+            }
         };
         let stored = self.context.arbiter.change(session, &change).await.map_err(ServiceError::from)?;
         log_session(&stored, if request.terminate { "session ended" } else { "session released" });
@@ -407,7 +420,7 @@ fn parse_registration(request: wire::RegisterRequest) -> Result<Registration, Se
     Ok(registration)
 }
 
-type Renewal = (Owner, Vec<(SessionId, Epoch)>);
+type Renewal = (Owner, Vec<Ack>);
 
 fn parse_renewal(request: &wire::RenewRequest) -> Result<Renewal, ServiceError> {
     let mut fields = Fields::default();
@@ -415,11 +428,15 @@ fn parse_renewal(request: &wire::RenewRequest) -> Result<Renewal, ServiceError> 
     if request.acks.len() > ACKS_MAX {
         fields.bad("acks", format_args!("must have at most {ACKS_MAX} entries"));
     }
-    let acks: Vec<(SessionId, Epoch)> = request
+    let acks: Vec<Ack> = request
         .acks
         .iter()
         .take(ACKS_MAX)
-        .filter_map(|ack| Some((fields.id("acks.session_id", &ack.session_id)?, Epoch(ack.epoch))))
+        .filter_map(|ack| {
+            let session = fields.id("acks.session_id", &ack.session_id)?;
+            let switch_ages = switch_ages(&ack.switch_ages_ms);
+            Some(Ack { session, epoch: Epoch(ack.epoch), switch_ages })
+        })
         .collect();
     Ok(fields.finish(|| Some((owner?, acks)))?)
 }

@@ -30,7 +30,7 @@ use jump_crypto::record::OVERHEAD;
 
 use crate::frame::{Frame, MTU_MIN};
 use crate::ids::{Binding, Epoch};
-use crate::path::{Path, SwitchRate};
+use crate::path::{KEPT_FOR_ATTACH, Path, SwitchRate};
 use crate::reason::Reason;
 
 pub use path::CHALLENGES_MAX;
@@ -65,7 +65,7 @@ impl Default for Timing {
 }
 
 /// What a machine is born with once control has accepted the attach.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Ownership {
     /// The epoch that this gateway owns.
     pub epoch: Epoch,
@@ -79,6 +79,8 @@ pub struct Ownership {
     pub switches_per_minute_max: u32,
     /// Shortest time between two of them.
     pub switch_cooldown: Duration,
+    /// Ages of the switches that control has counted within the last minute.
+    pub switch_ages: Vec<Duration>,
     /// The largest inner packet to send to the client until it tells another, in bytes.
     pub mtu: u16,
     /// The largest inner packet that this gateway takes.
@@ -162,6 +164,8 @@ pub struct GatewaySession {
     expires: Nanos,
     idle_max: Nanos,
     rate: SwitchRate,
+    /// Claims of its client to this gateway that wait for control.
+    claims: u8,
     probes: u32,
     /// When a refused move was last told of.
     refusal_told: Nanos,
@@ -177,6 +181,8 @@ pub struct GatewaySession {
 impl GatewaySession {
     /// A session that control has just accepted here.
     pub fn accepted(ownership: &Ownership, now: Nanos) -> Self {
+        let mut rate = SwitchRate::new(ownership.switches_per_minute_max, ownership.switch_cooldown);
+        ownership.switch_ages.iter().for_each(|age| rate.tell(Duration::from_nanos(now), *age));
         Self {
             state: State::Attached,
             epoch: ownership.epoch,
@@ -187,7 +193,8 @@ impl GatewaySession {
             next_probe: Nanos::MAX,
             expires: ownership.expires,
             idle_max: nanos(ownership.idle_transport_max),
-            rate: SwitchRate::new(ownership.switches_per_minute_max, ownership.switch_cooldown),
+            rate,
+            claims: 0,
             probes: 0,
             refusal_told: 0,
             received: 0,
@@ -237,6 +244,28 @@ impl GatewaySession {
         candidate.spend_on_copy(len).then_some(candidate.path)
     }
 
+    /// The machine that its client's earlier attach to this gateway made ends here: its path switches go on counting, and
+    /// claims still wait.
+    pub fn replaces(&mut self, old: &Self) {
+        self.rate.go_on_from(&old.rate);
+        self.claims = old.claims;
+    }
+
+    /// A claim of its client to this gateway waits for control, which may count it as a switch.
+    pub fn claim_waits(&mut self) {
+        self.claims = self.claims.saturating_add(1);
+    }
+
+    /// Control has decided such a claim, or nobody waits for it any more.
+    pub fn claim_ended(&mut self) {
+        self.claims = self.claims.saturating_sub(1);
+    }
+
+    /// The ages of the path switches that this gateway made within the last minute: what control has to count with its own.
+    pub fn switch_ages(&self, now: Nanos) -> Vec<Duration> {
+        self.rate.ages(Duration::from_nanos(now))
+    }
+
     /// Fresh keys are in use: counters start again.
     pub fn rekeyed(&mut self) {
         (self.received, self.newest) = (0, 0);
@@ -283,7 +312,7 @@ impl GatewaySession {
         match &mut self.candidate {
             Some(candidate) if candidate.path == source => candidate.credit(len),
             Some(_) | None => {
-                if !self.rate.allows(Duration::from_nanos(now)) {
+                if !self.rate.allows(Duration::from_nanos(now), KEPT_FOR_ATTACH + usize::from(self.claims)) {
                     return self.refuse_move(now, source, out);
                 }
                 let mut token = [0; 8];

@@ -168,7 +168,7 @@ pub struct SessionRecord {
     /// Owners, newest first, at most [`HISTORY_MAX`].
     pub history: Vec<HistoryEntry>,
     /// Times of the switches within the last minute that the client chose (away from a live owner, or anew to the
-    /// same one), oldest first; at most [`RECENT_SWITCHES_MAX`] and what the policy allows.
+    /// same one; and of its path, as each owner told when it stopped), oldest first; at most [`RECENT_SWITCHES_MAX`].
     pub recent_switches: Vec<UnixMillis>,
     /// An operator's order to move it, until it has another owner or none.
     pub moving: Option<MoveOrder>,
@@ -191,6 +191,9 @@ pub struct AttachRequest {
     pub attempt: AttemptId,
     /// Why.
     pub reason: Reason,
+    /// From the present owner only: ages of the path switches that it made within the last minute, which the record does
+    /// not have yet.
+    pub switch_ages: Vec<Duration>,
 }
 
 /// What the store says about the parties, read with the record (any later change fails the transaction's compares).
@@ -279,6 +282,8 @@ pub enum Change {
         by: Owner,
         /// The epoch that it owned.
         epoch: Epoch,
+        /// Ages of the path switches that it made within the last minute.
+        switch_ages: Vec<Duration>,
     },
     /// The owner has stopped and gives up the session; anyone may claim it. During a handover this is a fence
     /// acknowledgement.
@@ -289,6 +294,8 @@ pub enum Change {
         epoch: Epoch,
         /// Why.
         reason: Reason,
+        /// Ages of the path switches that it made within the last minute.
+        switch_ages: Vec<Duration>,
     },
     /// The owner ends the session.
     Terminate {
@@ -347,13 +354,24 @@ impl SessionRecord {
         next.attempt = attempt;
         next.history.insert(0, HistoryEntry { epoch: next.epoch, owner, since: now, reason });
         next.history.truncate(HISTORY_MAX);
-        next.recent_switches.retain(|at| is_recent(*at, now));
-        if charged {
-            next.recent_switches.push(now);
-            let surplus = next.recent_switches.len().saturating_sub(RECENT_SWITCHES_MAX);
-            next.recent_switches.drain(..surplus);
-        }
+        next.count_switches(if charged { &[Duration::ZERO] } else { &[] }, now);
         Some(next)
+    }
+
+    /// Counts switches of these ages, and forgets those that count no longer.
+    fn count_switches(&mut self, ages: &[Duration], now: UnixMillis) {
+        let switches = &mut self.recent_switches;
+        switches.extend(ages.iter().map(|age| now.saturating_sub(millis(*age))));
+        switches.retain(|at| is_recent(*at, now));
+        switches.sort_unstable();
+        let surplus = switches.len().saturating_sub(RECENT_SWITCHES_MAX);
+        switches.drain(..surplus);
+    }
+
+    /// The ages at `now` of the switches that count, oldest first: what a new owner has to know.
+    pub fn switch_ages(&self, now: UnixMillis) -> Vec<Duration> {
+        let recent = self.recent_switches.iter().filter(|at| is_recent(**at, now));
+        recent.map(|at| Duration::from_millis(now.saturating_sub(*at))).collect()
     }
 }
 

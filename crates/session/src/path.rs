@@ -9,7 +9,7 @@ use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
 pub use choice::{Challenger, Choice, Incumbent, Pace, ReturnPolicy};
-pub use rate::SwitchRate;
+pub use rate::{KEPT_FOR_ATTACH, SwitchRate};
 
 /// What carries datagrams, best first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]

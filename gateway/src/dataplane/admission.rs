@@ -147,7 +147,7 @@ impl DataPlane {
             };
             match stage {
                 Stage::Answered | Stage::Rejected(_) => continue,
-                Stage::Claiming => self.claims -= 1,
+                Stage::Claiming => self.claim_ended(local),
             }
             self.entries.remove(local, Rest::Short, now);
             self.parking.take(Place::Claim(local));

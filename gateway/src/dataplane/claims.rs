@@ -1,5 +1,7 @@
 //! Becoming, being and ceasing to be a session's owner: control's verdicts and orders.
 
+use std::time::Duration;
+
 use jump_crypto::ids::{AttachSeq, Epoch, SessionId};
 use jump_crypto::record::Content;
 use jump_session::client::BASE_MTU;
@@ -22,7 +24,7 @@ use super::{
 };
 
 /// What is remembered of a session that was given up here.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(super) struct GivenUp {
     /// The highest epoch that was given up.
     epoch: Epoch,
@@ -30,6 +32,15 @@ pub(super) struct GivenUp {
     ended: bool,
     /// When it is forgotten.
     pub(super) until: Nanos,
+    /// Its path switches here within a minute before it stopped, as ages at that time.
+    switches: Switches,
+}
+
+/// Ages of path switches at some time.
+#[derive(Debug, Clone, Default)]
+struct Switches {
+    at: Nanos,
+    ages: Vec<Duration>,
 }
 
 impl DataPlane {
@@ -59,8 +70,8 @@ impl DataPlane {
     }
 
     pub(super) fn reject<W: Wire>(&mut self, local: u32, result: AttachResult, tick: Tick, wire: &mut W) {
+        self.claim_ended(local);
         let Some(Entry::Handshake(handshake)) = self.entries.get_mut(local) else { return };
-        self.claims -= 1;
         let frame = encode(&Frame::AttachResult(Box::new(result)));
         let sealing = &mut handshake.keys.sealing;
         seal_to_client(sealing, Content::Control, handshake.path, &frame, wire, &mut self.counters);
@@ -87,13 +98,14 @@ impl DataPlane {
         }
         // Older keys of the same session end here, before the new ones are used. What the client sealed with them before it
         // hears of that is under way: they still open it for a while.
+        self.claim_ended(local);
+        let mut replaced = None;
         if let Some(old) = self.carried(id)
             && let Some(Entry::Session(old_session)) = self.entries.replace(old, Entry::Reserved)
         {
-            self.retire(old, *old_session, Retirement::Replaced, tick);
+            replaced = self.retire(old, *old_session, Retirement::Replaced, tick).into();
         }
         let Some(Entry::Handshake(handshake)) = self.entries.replace(local, Entry::Reserved) else { return };
-        self.claims -= 1;
         let Handshake { keys, device, path, key_set, intent, .. } = *handshake;
         // A client that tells its MTU takes until then what the inner network carries; another takes what control says.
         let given = match &activation.result {
@@ -111,12 +123,17 @@ impl DataPlane {
             idle_transport_max: activation.idle_transport_max,
             switches_per_minute_max: activation.switches_per_minute_max,
             switch_cooldown: activation.switch_cooldown,
+            switch_ages: activation.switch_ages,
         };
+        let mut machine = GatewaySession::accepted(&ownership, tick.now);
+        if let Some(replaced) = &replaced {
+            machine.replaces(replaced);
+        }
         let frame = encode(&Frame::AttachResult(Box::new(activation.result)));
         let mut session = Box::new(Session {
             opening: keys.opening,
             sealing: keys.sealing,
-            machine: GatewaySession::accepted(&ownership, tick.now),
+            machine,
             inner: activation.inner,
             id,
             device,
@@ -176,8 +193,38 @@ impl DataPlane {
                 .max()
                 .map_or(activation.epoch, |epoch| epoch.max(activation.epoch)),
             current_attach_seq,
-            retry_after: std::time::Duration::ZERO,
+            retry_after: Duration::ZERO,
         }
+    }
+
+    /// A claim that waited for control does so no longer.
+    pub(super) fn claim_ended(&mut self, local: u32) {
+        self.claims -= 1;
+        if let Some(session) = self.claimed_session(local) {
+            session.machine.claim_ended();
+        }
+    }
+
+    /// The session that a handshake claims, when it is carried here.
+    pub(super) fn claimed_session(&mut self, local: u32) -> Option<&mut Session> {
+        let Some(Entry::Handshake(handshake)) = self.entries.get(local) else { return None };
+        // New keys inside the epoch claim nothing.
+        let id = handshake.intent.session.filter(|_| !handshake.intent.rekey)?;
+        match self.entries.get_mut(self.carried(id)?) {
+            Some(Entry::Session(session)) => Some(session),
+            Some(Entry::Reserved | Entry::Handshake(_) | Entry::Retired(_)) | None => None,
+        }
+    }
+
+    /// Ages of the path switches that this gateway made of a session that it carries or has given up.
+    pub(super) fn switch_ages(&self, id: SessionId, now: Nanos) -> Vec<Duration> {
+        let carried = self.carried(id).and_then(|local| self.entries.get(local));
+        if let Some(Entry::Session(session)) = carried {
+            return session.machine.switch_ages(now);
+        }
+        let Some(GivenUp { switches, .. }) = self.given_up.get(&id) else { return Vec::new() };
+        let since = Duration::from_nanos(now.saturating_sub(switches.at));
+        switches.ages.iter().map(|age| *age + since).collect()
     }
 
     /// Stops a session in `epoch` and every earlier one. Nothing of it is forwarded afterwards.
@@ -209,6 +256,10 @@ impl DataPlane {
             && authority
         {
             send_frame(&mut session.sealing, path, &frame, wire, &mut self.counters);
+        }
+        let ages = session.machine.switch_ages(tick.now);
+        if let Some(given_up) = self.given_up.get_mut(&id) {
+            given_up.switches = Switches { at: tick.now, ages };
         }
         self.fence_entry(local, &cause, tick);
     }
@@ -247,17 +298,21 @@ impl DataPlane {
     }
 
     /// Keeps the opening key of a session that stopped here, for what is under way.
-    fn retire(&mut self, local: u32, session: Session, cause: Retirement, tick: Tick) {
-        let Session { opening, inner, id, .. } = session;
+    fn retire(&mut self, local: u32, session: Session, cause: Retirement, tick: Tick) -> GatewaySession {
+        let Session { opening, inner, id, machine, .. } = session;
         self.by_session.remove(&id);
         self.entries.replace(local, Entry::Retired(Box::new(Retired { opening, inner, session: id, cause })));
         self.retired.push_back((tick.now.saturating_add(RETIRED_WAIT), local));
+        machine
     }
 
     pub(super) fn remember_given_up(&mut self, id: SessionId, epoch: Epoch, ended: bool, now: Nanos) {
         let until = now.saturating_add(GIVEN_UP_MEMORY);
-        let given_up = self.given_up.entry(id).or_insert(GivenUp { epoch, ended, until });
-        *given_up = GivenUp { epoch: given_up.epoch.max(epoch), ended: given_up.ended || ended, until };
+        let switches = Switches::default();
+        let given_up = self.given_up.entry(id).or_insert(GivenUp { epoch, ended, until, switches });
+        given_up.epoch = given_up.epoch.max(epoch);
+        given_up.ended |= ended;
+        given_up.until = until;
         self.given_up_order.push_back((until, id));
     }
 

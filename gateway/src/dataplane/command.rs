@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::mpsc::SyncSender;
+use std::time::Duration;
 
 use jump_crypto::cookie::Gate;
 use jump_crypto::handshake::{AttachIntent, Established};
@@ -55,8 +56,8 @@ pub enum Command {
         epoch: Epoch,
         /// Why.
         cause: StopCause,
-        /// Told once nothing is forwarded any more.
-        done: Option<oneshot::Sender<()>>,
+        /// Told once nothing is forwarded any more: the ages of the session's path switches here within the last minute.
+        done: Option<oneshot::Sender<Vec<Duration>>>,
     },
     /// News of the bindings, in their order.
     Bindings(Vec<BindingUpdate>),
@@ -140,11 +141,13 @@ pub struct Activation {
     /// When it ends at the latest.
     pub expires: Nanos,
     /// Longest silence before the owner ends it.
-    pub idle_transport_max: std::time::Duration,
+    pub idle_transport_max: Duration,
     /// Path switches per minute.
     pub switches_per_minute_max: u32,
     /// Shortest time between two of them.
-    pub switch_cooldown: std::time::Duration,
+    pub switch_cooldown: Duration,
+    /// Ages of the switches that control has counted within the last minute.
+    pub switch_ages: Vec<Duration>,
     /// What bounds it.
     pub policy: Policy,
     /// What the client is told.
@@ -230,6 +233,8 @@ pub struct Confirmed {
     pub handshake_hash: [u8; 32],
     /// Where the client is.
     pub path: Path,
+    /// Ages of the path switches that this gateway, as the session's present owner, made within the last minute.
+    pub switch_ages: Vec<Duration>,
 }
 
 /// A change of state worth a log line.

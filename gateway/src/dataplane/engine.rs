@@ -13,10 +13,10 @@ use jump_transport::clock::boottime_nanos;
 use jump_transport::poll::{Waker, wait};
 use jump_transport::tun::{Tun, TunReceiveBuffers, TunSendBatch};
 use jump_transport::udp::{ReceiveBuffers, Route, SendBatch, UdpSocket};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 
+use super::After;
 use super::doors::Doors;
-use super::orders::After;
 use super::{Command, Count, DataPlane, DropReason, SharedCounters, Tick, Wire};
 use crate::lease::Guard;
 
@@ -182,7 +182,7 @@ impl Engine {
         loop {
             // Work that no descriptor will speak of again: the poll that follows must not wait.
             let mut more = true;
-            let mut acknowledgements: Vec<oneshot::Sender<()>> = Vec::new();
+            let mut acknowledgements = Vec::new();
             for _ in 0..COMMANDS_BUDGET {
                 let command = match commands.try_recv() {
                     Ok(command) => command,
@@ -195,7 +195,7 @@ impl Engine {
                 let tick = tick();
                 match plane.handle_command(tick, command, guard.holds(tick.now), &mut output) {
                     After::Nothing => {}
-                    After::Acknowledge(done) => acknowledgements.push(done),
+                    After::Acknowledge(done, ages) => acknowledgements.push((done, ages)),
                     After::Shutdown => {
                         output.flush(&mut plane);
                         return Ok(());
@@ -203,9 +203,9 @@ impl Engine {
                 }
             }
             output.flush(&mut plane);
-            for done in acknowledgements {
+            for (done, ages) in acknowledgements {
                 // The asker may have given up waiting.
-                let _ = done.send(());
+                let _ = done.send(ages);
             }
             let holds = guard.holds(boottime_nanos());
             if held && !holds {

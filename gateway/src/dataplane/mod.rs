@@ -47,6 +47,7 @@ pub use command::*;
 pub use counters::{Count, Counters, DropReason, SharedCounters, Suspect};
 pub use limiter::Rate;
 pub use links::Link;
+pub use orders::After;
 pub use parking::{PLACE_BYTES_MAX, TOTAL_BYTES_MAX, WAIT_MAX};
 pub use policy::Policy;
 pub use route::NodeRef;

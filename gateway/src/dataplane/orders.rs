@@ -1,5 +1,7 @@
 //! The orders of the rest of the worker, carried out between batches.
 
+use std::time::Duration;
+
 use tokio::sync::oneshot;
 
 use super::{Command, DataPlane, DropReason, Tick, Wire};
@@ -9,8 +11,8 @@ use super::{Command, DataPlane, DropReason, Tick, Wire};
 pub enum After {
     /// Nothing.
     Nothing,
-    /// Say that nothing of the stopped session is forwarded any more.
-    Acknowledge(oneshot::Sender<()>),
+    /// Say that nothing of the stopped session is forwarded any more, and the ages of its path switches here.
+    Acknowledge(oneshot::Sender<Vec<Duration>>, Vec<Duration>),
     /// End the thread.
     Shutdown,
 }
@@ -42,7 +44,8 @@ impl DataPlane {
             }
             Command::Stop { session, epoch, cause, done } => {
                 self.handle_stop(tick, session, epoch, cause, authority, wire);
-                return done.map_or(After::Nothing, After::Acknowledge);
+                let ages = self.switch_ages(session, tick.now);
+                return done.map_or(After::Nothing, |done| After::Acknowledge(done, ages));
             }
             Command::Bindings(updates) => {
                 for update in &updates {

@@ -26,7 +26,7 @@ use jump_crypto::record::Opened;
 use jump_session::frame::{Accepted, AttachResult};
 use std::net::SocketAddr;
 
-use super::orders::After;
+use super::After;
 use super::*;
 
 /// Seeded, unlike anything in production.
@@ -262,9 +262,20 @@ impl Node {
 
     /// Stops a session as a fence does; true when the order asks for an acknowledgement after the flush.
     pub(super) fn stop(&mut self, session: SessionId, epoch: u64, cause: StopCause) -> bool {
+        matches!(self.stopped(session, epoch, cause), After::Acknowledge(..))
+    }
+
+    /// Stops a session as a fence does; the ages of its path switches that the asker hears.
+    pub(super) fn stop_ages(&mut self, session: SessionId, epoch: u64) -> Vec<Duration> {
+        match self.stopped(session, epoch, StopCause::Moved) {
+            After::Acknowledge(_, ages) => ages,
+            After::Nothing | After::Shutdown => panic!("nobody was told"),
+        }
+    }
+
+    fn stopped(&mut self, session: SessionId, epoch: u64, cause: StopCause) -> After {
         let (done, _) = tokio::sync::oneshot::channel();
-        let after = self.command(Command::Stop { session, epoch: Epoch(epoch), cause, done: Some(done) });
-        matches!(after, After::Acknowledge(_))
+        self.command(Command::Stop { session, epoch: Epoch(epoch), cause, done: Some(done) })
     }
 
     pub(super) fn bind(&mut self, session: SessionId, epoch: u64, inner: &[IpAddr], phase: BindingPhase) {
@@ -316,6 +327,7 @@ pub(super) fn activation(session: SessionId, epoch: u64, inner: &[IpAddr], now: 
         idle_transport_max: Duration::from_secs(120),
         switches_per_minute_max: 20,
         switch_cooldown: Duration::ZERO,
+        switch_ages: Vec::new(),
         policy: Policy::default(),
         result,
     }

@@ -223,17 +223,21 @@ impl DataPlane {
                     self.counters.drop(DropReason::HandshakeQueue);
                     return self.say_pending(local, wire);
                 }
-                let confirmed = Box::new(Confirmed {
-                    index,
-                    device: handshake.device,
-                    intent: handshake.intent.clone(),
-                    handshake_hash: handshake.keys.handshake_hash,
-                    path: handshake.path,
-                });
+                let (device, intent) = (handshake.device, handshake.intent.clone());
+                let (handshake_hash, path) = (handshake.keys.handshake_hash, handshake.path);
+                let claimed = self.claimed_session(local);
+                let switch_ages =
+                    claimed.map_or_else(Vec::new, |session| session.machine.switch_ages(tick.now));
+                let confirmed =
+                    Box::new(Confirmed { index, device, intent, handshake_hash, path, switch_ages });
                 // A full queue: the client repeats its confirmation.
                 if self.events.try_send(Event::Confirmed(confirmed)).is_err() {
                     return self.counters.drop(DropReason::HandshakeQueue);
                 }
+                if let Some(session) = self.claimed_session(local) {
+                    session.machine.claim_waits();
+                }
+                let Some(Entry::Handshake(handshake)) = self.entries.get_mut(local) else { return };
                 handshake.stage = Stage::Claiming;
                 self.counters.add(Count::Confirms);
                 self.note_claim(local, tick.now);

@@ -1,7 +1,11 @@
 //! The messages of `jump.control.v1`.
 
+use std::time::Duration;
+
 use jump_session::ids::{AttachSeq, AttemptId, DeviceKey, Epoch, Revision, SessionId};
-use jump_session::ownership::{AttachRequest, HistoryEntry, MoveOrder, Owner, Phase, Refusal, SessionRecord};
+use jump_session::ownership::{
+    AttachRequest, HistoryEntry, MoveOrder, Owner, Phase, RECENT_SWITCHES_MAX, Refusal, SessionRecord,
+};
 use jump_session::policy::SessionPolicy;
 use uuid::Uuid;
 
@@ -62,6 +66,7 @@ impl TryFrom<wire::AttachRequest> for AttachAsk {
                     attach_seq: AttachSeq(message.attach_seq),
                     attempt: attempt?,
                     reason: reason?,
+                    switch_ages: switch_ages(&message.switch_ages_ms),
                 },
                 session,
                 last_epoch: Epoch(message.last_epoch),
@@ -71,6 +76,17 @@ impl TryFrom<wire::AttachRequest> for AttachAsk {
             })
         })
     }
+}
+
+/// Ages of switches as a gateway tells them; no more than are ever counted.
+pub fn switch_ages(millis: &[u32]) -> Vec<Duration> {
+    let newest = millis.len().saturating_sub(RECENT_SWITCHES_MAX);
+    millis.iter().skip(newest).map(|age| Duration::from_millis(u64::from(*age))).collect()
+}
+
+/// Ages of switches as they are told.
+pub fn switch_ages_ms(ages: &[Duration]) -> Vec<u32> {
+    ages.iter().map(|age| u32::try_from(age.as_millis()).unwrap_or(u32::MAX)).collect()
 }
 
 impl From<&Owner> for wire::Owner {

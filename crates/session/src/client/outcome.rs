@@ -257,6 +257,10 @@ impl Client {
         }
         let per_minute = u32::from(attached.accepted.switches_per_minute_max);
         self.ways.pace.set_rate(per_minute, attached.accepted.switch_cooldown);
+        // Nobody charges a client for going where it was sent.
+        if !born && !matches!(reason, Reason::GatewayDraining | Reason::OperatorMove | Reason::Drained) {
+            self.ways.pace.attached(now.at);
+        }
         self.begin_ways(now.at);
         let window = Some(attached.accepted.recovery_window).filter(|window| !window.is_zero());
         self.recovery = window.unwrap_or(self.config.tuning.recovery_window) + attached.accepted.lease;

@@ -29,13 +29,19 @@ struct Rig {
 
 impl Rig {
     fn new() -> Self {
+        Self::told(Vec::new())
+    }
+
+    /// Control has counted switches of these ages.
+    fn told(switch_ages: Vec<Duration>) -> Self {
         let ownership = Ownership {
             epoch: Epoch(3),
             path: address(1000),
             expires: 86_400 * SECOND,
             idle_transport_max: Duration::from_secs(120),
-            switches_per_minute_max: 2,
+            switches_per_minute_max: 3,
             switch_cooldown: Duration::ZERO,
+            switch_ages,
             mtu: 1280,
             mtu_max: 1360,
         };
@@ -165,7 +171,7 @@ fn an_unanswered_challenge_leaves_the_old_path_in_use_and_stops() {
 }
 
 #[test]
-fn path_moves_beyond_the_policys_rate_are_refused() {
+fn path_moves_beyond_the_policys_rate_are_refused_and_one_is_kept_for_an_attach() {
     let mut rig = Rig::new();
     for port in [2000, 3000] {
         let token = challenge_token(&rig.record(SECOND, address(port), true)).unwrap();
@@ -174,6 +180,34 @@ fn path_moves_beyond_the_policys_rate_are_refused() {
     let effects = rig.record(SECOND, address(4000), true);
     assert_eq!(effects, [Effect::MoveRefused { to: address(4000), reason: Reason::SwitchRateExceeded }]);
     assert!(challenge_token(&rig.record(62 * SECOND, address(4000), true)).is_some());
+}
+
+#[test]
+fn a_claim_that_waits_for_control_holds_a_path_move_back_that_it_may_make_one_too_many() {
+    let mut rig = Rig::new();
+    let token = challenge_token(&rig.record(SECOND, address(2000), true)).unwrap();
+    rig.frame(SECOND, address(2000), Frame::PathResponse { token });
+    rig.session.claim_waits();
+    let effects = rig.record(2 * SECOND, address(3000), true);
+    assert_eq!(effects, [Effect::MoveRefused { to: address(3000), reason: Reason::SwitchRateExceeded }]);
+    rig.session.claim_ended();
+    assert!(challenge_token(&rig.record(2 * SECOND, address(3000), true)).is_some());
+}
+
+#[test]
+fn what_control_has_counted_counts_here_and_a_later_attach_to_the_same_gateway_forgets_no_path_move() {
+    let mut first = Rig::new();
+    let token = challenge_token(&first.record(SECOND, address(2000), true)).unwrap();
+    first.frame(SECOND, address(2000), Frame::PathResponse { token });
+    assert_eq!(first.session.switch_ages(3 * SECOND), [Duration::from_secs(2)]);
+
+    let mut again = Rig::told(vec![Duration::ZERO]);
+    assert!(challenge_token(&again.record(2 * SECOND, address(3000), true)).is_some());
+    let mut again = Rig::told(vec![Duration::ZERO]);
+    again.session.replaces(&first.session);
+    assert_eq!(again.session.switch_ages(3 * SECOND), [Duration::from_secs(2)], "only its own");
+    let effects = again.record(2 * SECOND, address(3000), true);
+    assert_eq!(effects, [Effect::MoveRefused { to: address(3000), reason: Reason::SwitchRateExceeded }]);
 }
 
 #[test]

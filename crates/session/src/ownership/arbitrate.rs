@@ -78,7 +78,9 @@ pub fn arbitrate(
         return commit(record, view, claim, now);
     }
     if charged {
-        check_pace(record, view, policy, now)?;
+        // The owner itself knows of switches that the record does not have yet; another owner keeps one back for this claim.
+        let more = if record.owner() == Some(&request.claimant) { &request.switch_ages[..] } else { &[] };
+        check_pace(record, view, more, policy, now)?;
     }
     match &record.phase {
         // The same run as now, and the client has new keys there: the gateway replaces its own old keys, no other node
@@ -192,7 +194,7 @@ enum Standing {
 
 /// An attempt is its id, its sequence number and its claimant together: what differs in any of them is another one.
 fn standing(record: &SessionRecord, request: &AttachRequest) -> Standing {
-    let AttachRequest { claimant, attach_seq, attempt, device: _, reason: _ } = request;
+    let AttachRequest { claimant, attach_seq, attempt, device: _, reason: _, switch_ages: _ } = request;
     let is_recorded_as = |owner: &Owner, seq, id| *owner == *claimant && seq == *attach_seq && id == *attempt;
     match &record.phase {
         Phase::Owned { owner } if is_recorded_as(owner, record.attach_seq, record.attempt) => {
@@ -229,11 +231,12 @@ fn is_sent_away(record: &SessionRecord, view: &View, claimant: &Owner, now: Unix
 fn check_pace(
     record: &SessionRecord,
     view: &View,
+    more: &[Duration],
     policy: &SessionPolicy,
     now: UnixMillis,
 ) -> Result<(), Refusal> {
     let cooled_at = cooled_at(record, view, policy, now).map(|at| (at, Reason::SwitchCooldown));
-    let allowed_at = allowed_at(record, policy, now).map(|at| (at, Reason::SwitchRateExceeded));
+    let allowed_at = allowed_at(record, more, policy, now).map(|at| (at, Reason::SwitchRateExceeded));
     match [cooled_at, allowed_at].into_iter().flatten().max() {
         Some((at, reason)) => Err(Refusal::of(record, reason, Duration::from_millis(at.saturating_sub(now)))),
         None => Ok(()),
@@ -261,11 +264,17 @@ fn cooled_at(
 }
 
 /// When the window holds fewer chosen switches than the policy allows, if it does not now.
-fn allowed_at(record: &SessionRecord, policy: &SessionPolicy, now: UnixMillis) -> Option<UnixMillis> {
+fn allowed_at(
+    record: &SessionRecord,
+    more: &[Duration],
+    policy: &SessionPolicy,
+    now: UnixMillis,
+) -> Option<UnixMillis> {
     let allowed =
         usize::try_from(policy.switches_per_minute_max).unwrap_or(usize::MAX).min(RECENT_SWITCHES_MAX);
-    let mut recent: Vec<UnixMillis> =
-        record.recent_switches.iter().copied().filter(|at| is_recent(*at, now)).collect();
+    let more = more.iter().map(|age| now.saturating_sub(millis(*age)));
+    let known = record.recent_switches.iter().copied().chain(more);
+    let mut recent: Vec<UnixMillis> = known.filter(|at| is_recent(*at, now)).collect();
     recent.sort_unstable();
     let surplus = recent.len().checked_sub(allowed)?;
     // Once this one has left the window, one less than `allowed` is in it. A policy of none never allows any.

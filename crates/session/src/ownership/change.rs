@@ -24,8 +24,12 @@ pub fn change(
     now: UnixMillis,
 ) -> Result<Option<Transition>, Refusal> {
     match change {
-        Change::FenceAcknowledged { by, epoch } => fence_acknowledged(record, view, by, *epoch, now),
-        Change::Release { by, epoch, reason } => release(record, view, by, *epoch, *reason, now),
+        Change::FenceAcknowledged { by, epoch, switch_ages } => {
+            fence_acknowledged(record, view, by, *epoch, switch_ages, now)
+        }
+        Change::Release { by, epoch, reason, switch_ages } => {
+            release(record, view, by, *epoch, *reason, switch_ages, now)
+        }
         Change::Terminate { by, reason } => terminate(record, by.as_ref(), *reason, now),
         Change::Move { to } => order_move(record, view, to.as_ref(), now),
     }
@@ -66,11 +70,12 @@ fn fence_acknowledged(
     view: &View,
     by: &Owner,
     epoch: Epoch,
+    switch_ages: &[Duration],
     now: UnixMillis,
 ) -> Result<Option<Transition>, Refusal> {
     match &record.phase {
         Phase::Handover { from, to } if from == by && record.epoch == epoch => {
-            stopped(record, view, to, Reason::Fenced, now).map(Some)
+            stopped(record, view, to, Reason::Fenced, switch_ages, now).map(Some)
         }
         // A repeated or late acknowledgement: what it was for is resolved.
         Phase::Owned { .. } | Phase::Handover { .. } if epoch < record.epoch => Ok(None),
@@ -87,6 +92,7 @@ fn release(
     by: &Owner,
     epoch: Epoch,
     reason: Reason,
+    switch_ages: &[Duration],
     now: UnixMillis,
 ) -> Result<Option<Transition>, Refusal> {
     match &record.phase {
@@ -95,11 +101,12 @@ fn release(
             Err(refused(record, Reason::StaleEpoch))
         }
         Phase::Owned { owner } if owner == by && epoch == record.epoch => {
-            let next = record.moved_to(Phase::Released { since: now }, reason, now);
+            let mut next = record.moved_to(Phase::Released { since: now }, reason, now);
+            next.count_switches(switch_ages, now);
             Ok(Some(Transition { next, conditions: Vec::new() }))
         }
         Phase::Handover { from, to } if from == by && epoch == record.epoch => {
-            stopped(record, view, to, reason, now).map(Some)
+            stopped(record, view, to, reason, switch_ages, now).map(Some)
         }
         Phase::Released { .. } if epoch == record.epoch && was_last_owner(record, by) => Ok(None),
         Phase::Owned { .. } | Phase::Handover { .. } | Phase::Released { .. } => {
@@ -162,15 +169,18 @@ fn stopped(
     view: &View,
     to: &Claim,
     reason: Reason,
+    switch_ages: &[Duration],
     now: UnixMillis,
 ) -> Result<Transition, Refusal> {
+    let mut record = record.clone();
+    record.count_switches(switch_ages, now);
     if !view.target_registered {
         let next = record.moved_to(Phase::Released { since: now }, reason, now);
         return Ok(Transition { next, conditions: vec![Condition::Gone(to.owner.clone())] });
     }
     match record.owned_next(to.clone(), now) {
         Some(next) => Ok(Transition { next, conditions: vec![Condition::Registered(to.owner.clone())] }),
-        None => Err(refused(record, Reason::AttemptsExceeded)),
+        None => Err(refused(&record, Reason::AttemptsExceeded)),
     }
 }
 

@@ -203,11 +203,16 @@ impl World {
             Step::Attach { node, seq } => return self.attach(node, seq),
             Step::Fence { node, epoch_back } => {
                 let epoch = back(&self.record, epoch_back);
-                Change::FenceAcknowledged { by: self.run(node), epoch }
+                Change::FenceAcknowledged { by: self.run(node), epoch, switch_ages: Vec::new() }
             }
             Step::Release { node, epoch_back } => {
                 let epoch = back(&self.record, epoch_back);
-                Change::Release { by: self.run(node), epoch, reason: Reason::Drained }
+                Change::Release {
+                    by: self.run(node),
+                    epoch,
+                    reason: Reason::Drained,
+                    switch_ages: Vec::new(),
+                }
             }
             Step::Move { node } => Change::Move { to: node.map(|node| NAMES[node].parse().unwrap()) },
             Step::Terminate => Change::Terminate { by: None, reason: Reason::OperatorTerminated },
@@ -241,7 +246,7 @@ impl World {
         let view = self.view(&owner("a", 0));
         if let Ok(Some(transition)) = change(&self.record, &view, &wanted, self.now) {
             let is_the_owners = match &wanted {
-                Change::FenceAcknowledged { by, epoch } | Change::Release { by, epoch, .. } => {
+                Change::FenceAcknowledged { by, epoch, .. } | Change::Release { by, epoch, .. } => {
                     self.record.owner() == Some(by) && self.record.epoch == *epoch
                 }
                 Change::Terminate { .. } | Change::Move { .. } => true,
@@ -283,7 +288,7 @@ proptest! {
         world.attach(2, seq);
         // Whoever was asked to stop does.
         if let Phase::Handover { from, .. } = world.record.phase.clone() {
-            let change = Change::FenceAcknowledged { by: from, epoch: world.record.epoch };
+            let change = Change::FenceAcknowledged { by: from, epoch: world.record.epoch, switch_ages: Vec::new() };
             let view = world.view(&claimant);
             let transition = super::change(&world.record, &view, &change, world.now).unwrap().unwrap();
             world.apply(transition, true);

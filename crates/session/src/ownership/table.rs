@@ -23,6 +23,7 @@ pub(super) fn request(claimant: Owner, seq: u64) -> AttachRequest {
         attach_seq: AttachSeq(seq),
         attempt: AttemptId::from_bytes([seq as u8; 16]),
         reason: Reason::GatewayUnresponsive,
+        switch_ages: Vec::new(),
     }
 }
 
@@ -136,9 +137,15 @@ fn changes() -> Vec<(String, Change)> {
         for epoch in [EPOCH - 1, EPOCH, EPOCH + 1] {
             let label = |what| format!("{what} {} e{epoch}", name(&by));
             let epoch = Epoch(epoch);
-            changes.push((label("fenced"), Change::FenceAcknowledged { by: by.clone(), epoch }));
+            changes.push((
+                label("fenced"),
+                Change::FenceAcknowledged { by: by.clone(), epoch, switch_ages: Vec::new() },
+            ));
             let reason = Reason::Drained;
-            changes.push((label("release"), Change::Release { by: by.clone(), epoch, reason }));
+            changes.push((
+                label("release"),
+                Change::Release { by: by.clone(), epoch, reason, switch_ages: Vec::new() },
+            ));
             let reason = Reason::ClientClosed;
             changes.push((label("terminate"), Change::Terminate { by: Some((by.clone(), epoch)), reason }));
         }

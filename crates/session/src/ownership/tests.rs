@@ -116,7 +116,8 @@ fn no_choice() -> SessionPolicy {
 fn moved(record: &SessionRecord, view: &View, claimant: Owner) -> SessionRecord {
     let decision = arbitrate(record, view, &request(claimant, 11), &no_choice(), NOW);
     let Ok(Decision::Intend(intent)) = decision else { panic!("{decision:?}") };
-    let acknowledged = Change::FenceAcknowledged { by: owner("a", 1), epoch: record.epoch };
+    let acknowledged =
+        Change::FenceAcknowledged { by: owner("a", 1), epoch: record.epoch, switch_ages: Vec::new() };
     change(&intent.next, view, &acknowledged, NOW).unwrap().unwrap().next
 }
 
@@ -154,7 +155,12 @@ fn an_order_to_move_goes_with_its_owner() {
     let change = Change::Move { to: Some("b".parse().unwrap()) };
     let ordered = super::change(&owned(), &view(true, true), &change, NOW).unwrap().unwrap().next;
     for end in [
-        Change::Release { by: owner("a", 1), epoch: Epoch(5), reason: Reason::Drained },
+        Change::Release {
+            by: owner("a", 1),
+            epoch: Epoch(5),
+            reason: Reason::Drained,
+            switch_ages: Vec::new(),
+        },
         Change::Terminate { by: None, reason: Reason::OperatorTerminated },
     ] {
         let next = super::change(&ordered, &view(true, true), &end, NOW).unwrap().unwrap().next;
@@ -189,6 +195,27 @@ fn cooldown_and_rate_hold_back_a_chosen_switch_exactly_until_retry_after() {
     let none = SessionPolicy { switches_per_minute_max: 0, ..policy };
     let never = arbitrate(&owned(), &view(true, true), &request(owner("b", 1), 11), &none, NOW);
     assert_eq!(refusal(never).retry_after, SWITCH_WINDOW);
+}
+
+#[test]
+fn path_switches_count_for_an_attach_to_the_owner_that_made_them_and_for_all_once_it_has_stopped() {
+    let seconds = |ages: &[u64]| ages.iter().map(|age| Duration::from_secs(*age)).collect::<Vec<_>>();
+    let policy = SessionPolicy { switches_per_minute_max: 3, ..SessionPolicy::default() };
+    let mut before = owned();
+    before.recent_switches = vec![NOW - 30_000];
+    let here = AttachRequest { switch_ages: seconds(&[20, 10]), ..request(owner("a", 1), 11) };
+    let limited = refusal(arbitrate(&before, &view(true, true), &here, &policy, NOW));
+    assert_eq!((limited.reason, limited.retry_after), (Reason::SwitchRateExceeded, Duration::from_secs(30)));
+    let elsewhere = AttachRequest { switch_ages: here.switch_ages, ..request(owner("b", 1), 11) };
+    let Ok(Decision::Intend(intent)) = arbitrate(&before, &view(true, true), &elsewhere, &policy, NOW) else {
+        panic!("another gateway's word of the owner's path switches was believed");
+    };
+    let stopped =
+        Change::FenceAcknowledged { by: owner("a", 1), epoch: before.epoch, switch_ages: seconds(&[20, 10]) };
+    let next = change(&intent.next, &view(true, true), &stopped, NOW).unwrap().unwrap().next;
+    assert_eq!(next.recent_switches, [NOW - 30_000, NOW - 20_000, NOW - 10_000, NOW]);
+    assert_eq!(next.switch_ages(NOW + 1_000), seconds(&[31, 21, 11, 1]));
+    assert_eq!(change(&next, &view(true, true), &stopped, NOW), Ok(None), "counted twice");
 }
 
 #[test]

@@ -8,7 +8,7 @@
 
 use std::time::Duration;
 
-use super::{SwitchRate, Transport};
+use super::{KEPT_FOR_ATTACH, SwitchRate, Transport};
 
 /// The path in use.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -149,7 +149,7 @@ impl Pace {
         };
         if !worth {
             Choice::Stay
-        } else if self.rate.allows(now) {
+        } else if self.rate.allows(now, KEPT_FOR_ATTACH) {
             Choice::Take(at)
         } else {
             Choice::Held
@@ -173,8 +173,14 @@ impl Pace {
         }
     }
 
-    /// The network is another one: what was learned of its transports is void.
+    /// Notes a change of gateway, or of keys at the same one, which the gateways' budget counts as well.
+    pub fn attached(&mut self, now: Duration) {
+        self.rate.spend(now);
+    }
+
+    /// The network is another one, and the path with it: what was learned of its transports is void.
     pub fn network_changed(&mut self, now: Duration) {
+        self.rate.spend(now);
         self.dwell = self.policy.dwell;
         self.returned_at = None;
         self.switched_at = self.switched_at.min(now);

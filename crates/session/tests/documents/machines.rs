@@ -170,6 +170,7 @@ fn attach(claimant: Owner, seq: u64) -> AttachRequest {
         attach_seq: AttachSeq(seq),
         attempt: AttemptId::from_bytes([u8::try_from(seq).unwrap(); 16]),
         reason: Reason::GatewayUnresponsive,
+        switch_ages: Vec::new(),
     }
 }
 
@@ -237,8 +238,19 @@ fn writes(mut each: impl FnMut(&SessionRecord, &str, &SessionRecord)) {
                         by.into_iter().flat_map(|by| (4..=6).map(move |e| (by.clone(), Epoch(e))))
                     {
                         let changes = [
-                            ("fence acknowledged", Change::FenceAcknowledged { by: by.clone(), epoch }),
-                            ("release", Change::Release { by: by.clone(), epoch, reason: Reason::Drained }),
+                            (
+                                "fence acknowledged",
+                                Change::FenceAcknowledged { by: by.clone(), epoch, switch_ages: Vec::new() },
+                            ),
+                            (
+                                "release",
+                                Change::Release {
+                                    by: by.clone(),
+                                    epoch,
+                                    reason: Reason::Drained,
+                                    switch_ages: Vec::new(),
+                                },
+                            ),
                             (
                                 "end",
                                 Change::Terminate { by: Some((by, epoch)), reason: Reason::ClientClosed },

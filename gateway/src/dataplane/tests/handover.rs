@@ -197,6 +197,22 @@ fn an_operators_order_tells_one_client_where_to_go_and_serves_it_until_then() {
 }
 
 #[test]
+fn who_stops_a_session_hears_of_its_path_switches_here_as_often_as_it_asks() {
+    let (_, mut node, _, mut client) = pair();
+    client.address = "198.51.100.9:4000".parse().unwrap();
+    client.send_packet(&mut node, &packet(inner(1), server(), b"from elsewhere"));
+    let frames = client.frames(&mut node);
+    let token =
+        frames.iter().find_map(|f| if let Frame::PathChallenge { token } = f { Some(*token) } else { None });
+    client.send(&mut node, &Frame::PathResponse { token: token.expect("a challenge on the new path") });
+    node.advance(SECOND);
+    let first = node.stop_ages(session(1), 1);
+    assert_eq!(first, [Duration::from_secs(1)]);
+    node.advance(2 * SECOND);
+    assert_eq!(node.stop_ages(session(1), 1), [Duration::from_secs(2)], "a repeated order heard of none");
+}
+
+#[test]
 fn a_session_given_up_at_the_deadline_is_told_where_to_go() {
     let (_, mut old, _, mut client) = pair();
     let targets = vec![SocketAddr::from(([192, 0, 2, 2], 51820))];
