@@ -385,7 +385,7 @@ impl Client {
     pub(super) fn reply_patience(&mut self, now: Duration) -> Duration {
         let expected = self.expected_reply(now);
         let Some(campaign) = &self.campaign else { return expected };
-        let doublings = campaign.unanswered.saturating_sub(2).max(campaign.round.saturating_sub(1)).min(16);
+        let doublings = campaign.unanswered.saturating_sub(1).max(campaign.round.saturating_sub(1)).min(16);
         if doublings == 0 {
             return expected;
         }

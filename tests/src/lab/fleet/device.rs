@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4, UdpSocket};
 use std::time::Duration;
 
 use jump_crypto::record::{HEADER_LEN, OVERHEAD};
+use jump_crypto::replay_window::{ReplayError, ReplayWindow};
 use jump_session::client::{Client, Event, Now, PathError, PathId};
 use jump_session::reason::Reason;
 
@@ -16,9 +17,6 @@ use super::record::{Attach, Gap, Record};
 pub const PROBE_MAX: usize = 1200;
 /// Datagrams taken from one socket per turn.
 const RECEIVES_MAX: usize = 32;
-/// How far back a late echo is still recognised as the first of its probe.
-const WINDOW: u64 = 64;
-
 /// What a device sends inside its tunnel.
 #[derive(Debug, Clone, Copy)]
 pub struct Traffic {
@@ -43,9 +41,8 @@ pub(super) struct Device {
     link: PathId,
     epoch: u64,
     serial: u64,
-    /// Echoes seen of the last [`WINDOW`] probes up to `newest`.
-    seen: u64,
-    newest: u64,
+    /// The probes that were answered.
+    echoes: ReplayWindow,
     campaign_began: Option<Duration>,
     pub(super) record: Record,
     /// When its earliest entry in the lane's queue is due.
@@ -72,8 +69,7 @@ impl Device {
             link: PathId(0),
             epoch: 0,
             serial: 0,
-            seen: 0,
-            newest: 0,
+            echoes: ReplayWindow::new(),
             campaign_began: None,
             record,
             queued: None,
@@ -98,6 +94,10 @@ impl Device {
     /// Does what is due.
     pub(super) fn wake(&mut self, world: &mut World<'_>) {
         if self.client.poll_timeout().is_some_and(|due| due <= world.now.at) {
+            // As a device's own loop does: what has arrived comes first, or a lane that is late would call a gateway silent.
+            for path in self.paths.iter().map(|(path, ..)| *path).collect::<Vec<_>>() {
+                self.receive(world, path);
+            }
             self.client.handle_timeout(world.now);
             self.settle(world);
         }
@@ -210,9 +210,10 @@ impl Device {
         if probe.device != self.record.device {
             return;
         }
-        if !self.is_first_echo(probe.serial) {
-            self.record.duplicates += 1;
-            return;
+        match self.echoes.commit(probe.serial) {
+            Ok(()) => {}
+            Err(ReplayError::Duplicate) => return self.record.duplicates += 1,
+            Err(ReplayError::TooOld) => return self.record.too_late += 1,
         }
         let now = world.now.at;
         if let Some(last) = self.record.last_echo.replace(now)
@@ -224,22 +225,6 @@ impl Device {
         world.counts.answered += 1;
         let round_trip = now.saturating_sub(Duration::from_nanos(probe.sent_at));
         world.round_trip(self.record.group, round_trip);
-    }
-
-    /// Notes the echo of a probe; false when it was noted before, or is too old to tell.
-    fn is_first_echo(&mut self, serial: u64) -> bool {
-        if self.record.answered == 0 || serial > self.newest {
-            let ahead = if self.record.answered == 0 { WINDOW } else { serial - self.newest };
-            self.seen = if ahead >= WINDOW { 1 } else { self.seen << ahead | 1 };
-            self.newest = serial;
-            return true;
-        }
-        let back = self.newest - serial;
-        let fresh = back < WINDOW && self.seen & (1 << back) == 0;
-        if fresh {
-            self.seen |= 1 << back;
-        }
-        fresh
     }
 
     /// Does what the machine asks for.

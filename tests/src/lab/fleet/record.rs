@@ -79,6 +79,8 @@ pub struct Record {
     pub answered: u64,
     /// Echoes of a probe that was answered before.
     pub duplicates: u64,
+    /// Echoes of probes so old that it is not known whether they were answered before.
+    pub too_late: u64,
     /// The last echo.
     pub last_echo: Option<Duration>,
     /// Long times without echoes.
