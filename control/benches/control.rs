@@ -360,6 +360,7 @@ async fn million() -> bool {
                 epoch: 4,
                 reason: "DRAINED".to_owned(),
                 terminate: false,
+                switch_ages_ms: Vec::new(),
             };
             async move { client.release(request).await.unwrap() }
         };

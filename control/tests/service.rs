@@ -148,6 +148,7 @@ async fn a_new_session_has_addresses_a_verifiable_grant_and_one_owner(harness: H
         epoch: 1,
         reason: "CLIENT_CLOSED".to_owned(),
         terminate: true,
+        switch_ages_ms: Vec::new(),
     };
     client.release(request).await.unwrap();
     let seen = ownership(&pki, &server, &accepted.session_id).await;
@@ -234,7 +235,8 @@ async fn a_live_owner_that_never_stops_makes_the_attach_wait_and_be_rejected_unt
     let answer = client.renew(renewal.clone()).await.unwrap().into_inner();
     assert_eq!(answer.fences.len(), 1);
     assert_eq!((&answer.fences[0].session_id, answer.fences[0].epoch), (&born.session_id, 1));
-    renewal.acks = vec![wire::FenceAck { session_id: born.session_id.clone(), epoch: 1 }];
+    renewal.acks =
+        vec![wire::FenceAck { session_id: born.session_id.clone(), epoch: 1, switch_ages_ms: Vec::new() }];
     assert!(client.renew(renewal).await.unwrap().into_inner().fences.is_empty());
     let accepted = gw2.accepted(claim).await;
     assert_eq!(accepted.epoch, 2);
@@ -520,6 +522,7 @@ async fn a_device_that_rotates_its_key_keeps_its_sessions(harness: Harness) {
         epoch: 1,
         reason: "DRAINED".to_owned(),
         terminate: false,
+        switch_ages_ms: Vec::new(),
     };
     gw1.client.clone().release(release).await.unwrap();
     let moved = gw2.accepted(gw2.attach_request(public(2), &born.session_id, 2)).await;
@@ -640,6 +643,7 @@ async fn inner_addresses_are_never_shared_and_rest_before_they_are_given_again(h
         epoch: 1,
         reason: "CLIENT_CLOSED".to_owned(),
         terminate: true,
+        switch_ages_ms: Vec::new(),
     };
     gw1.client.clone().release(request).await.unwrap();
     let resting = gw1.rejected(gw1.attach_request(DEVICE, "", 1)).await;

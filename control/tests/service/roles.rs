@@ -314,12 +314,14 @@ async fn what_a_refused_caller_asked_for_did_not_happen() {
         epoch: 1,
         reason: "CLIENT_CLOSED".to_owned(),
         terminate: true,
+        switch_ages_ms: Vec::new(),
     };
     let fence = jump_proto::control_v1::AckFenceRequest {
         node_id: "gw1".to_owned(),
         incarnation: gw1.incarnation,
         session_id: born.session_id.clone(),
         epoch: 1,
+        switch_ages_ms: Vec::new(),
     };
     let end = jump_proto::control_v1::DeregisterRequest {
         node_id: "gw1".to_owned(),

@@ -206,6 +206,7 @@ impl Gateway {
             handshake_hash: vec![7; 32],
             client_address: "198.51.100.1:4000".to_owned(),
             grant_key_ids: Vec::new(),
+            switch_ages_ms: Vec::new(),
         }
     }
 
@@ -253,6 +254,7 @@ impl Gateway {
                             incarnation,
                             session_id: binding.session_id,
                             epoch: binding.epoch,
+                            switch_ages_ms: Vec::new(),
                         };
                         // A handover that was resolved otherwise needs no acknowledgement.
                         let _ = client.ack_fence(ack).await;

@@ -171,11 +171,14 @@ proptest! {
 }
 
 #[test]
-fn the_whole_budget_can_be_used_in_either_way() {
+fn the_whole_budget_can_be_used_by_paths_and_a_move_and_by_attaches_alone() {
     let mut paths = World::new(3);
     (0..9).for_each(|_| paths.take(&Step::Path));
     paths.take(&Step::Attach(1, false));
-    assert_eq!(paths.most_in_a_minute(), 3, "two paths and the attach that is kept back for");
+    assert_eq!(paths.switches.len(), 2, "what is kept for going elsewhere was spent on staying");
+    paths.take(&Step::Attach(2, false));
+    paths.take(&Step::Acknowledge);
+    assert_eq!(paths.most_in_a_minute(), 3);
     let mut owners = World::new(3);
     (0..9).for_each(|_| owners.take(&Step::Attach(1, false)));
     assert_eq!(owners.most_in_a_minute(), 3);

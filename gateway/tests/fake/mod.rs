@@ -259,6 +259,7 @@ impl GatewayService for Service {
                 dns_servers: vec![],
                 mtu: 1280,
                 correlation_id: SessionId::from_bytes([9; 16]).to_string(),
+                switch_ages_ms: Vec::new(),
             })),
         }))
     }

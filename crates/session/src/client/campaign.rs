@@ -500,6 +500,8 @@ impl Client {
     fn wait_for_disk(&mut self, now: Duration, gateway: SocketAddr, transport: Transport) {
         if let Some(campaign) = &mut self.campaign {
             campaign.starved = true;
+            // Nobody was asked.
+            campaign.unanswered = campaign.unanswered.saturating_sub(1);
             campaign.again = Some(Again { at: now, gateway, transport, claim: None });
         }
     }

@@ -9,6 +9,7 @@ use super::{
     is_recent, millis,
 };
 use crate::ids::{Epoch, SessionId};
+use crate::path::KEPT_FOR_ATTACH;
 use crate::policy::{DevicePolicy, SessionPolicy};
 use crate::reason::Reason;
 
@@ -270,8 +271,9 @@ fn allowed_at(
     policy: &SessionPolicy,
     now: UnixMillis,
 ) -> Option<UnixMillis> {
-    let allowed =
-        usize::try_from(policy.switches_per_minute_max).unwrap_or(usize::MAX).min(RECENT_SWITCHES_MAX);
+    let most = usize::try_from(policy.switches_per_minute_max).unwrap_or(usize::MAX).min(RECENT_SWITCHES_MAX);
+    // What the record does not have is not counted when the client goes elsewhere next: one is kept for that.
+    let allowed = most.saturating_sub(if more.is_empty() { 0 } else { KEPT_FOR_ATTACH });
     let more = more.iter().map(|age| now.saturating_sub(millis(*age)));
     let known = record.recent_switches.iter().copied().chain(more);
     let mut recent: Vec<UnixMillis> = known.filter(|at| is_recent(*at, now)).collect();

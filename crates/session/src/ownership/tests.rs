@@ -200,7 +200,7 @@ fn cooldown_and_rate_hold_back_a_chosen_switch_exactly_until_retry_after() {
 #[test]
 fn path_switches_count_for_an_attach_to_the_owner_that_made_them_and_for_all_once_it_has_stopped() {
     let seconds = |ages: &[u64]| ages.iter().map(|age| Duration::from_secs(*age)).collect::<Vec<_>>();
-    let policy = SessionPolicy { switches_per_minute_max: 3, ..SessionPolicy::default() };
+    let policy = SessionPolicy { switches_per_minute_max: 4, ..SessionPolicy::default() };
     let mut before = owned();
     before.recent_switches = vec![NOW - 30_000];
     let here = AttachRequest { switch_ages: seconds(&[20, 10]), ..request(owner("a", 1), 11) };

@@ -209,7 +209,7 @@ fn who_stops_a_session_hears_of_its_path_switches_here_as_often_as_it_asks() {
     let first = node.stop_ages(session(1), 1);
     assert_eq!(first, [Duration::from_secs(1)]);
     node.advance(2 * SECOND);
-    assert_eq!(node.stop_ages(session(1), 1), [Duration::from_secs(2)], "a repeated order heard of none");
+    assert_eq!(node.stop_ages(session(1), 1), [Duration::from_secs(3)], "a repeated order heard of none");
 }
 
 #[test]
