@@ -1,4 +1,5 @@
 //! One budget for both kinds of switches, wherever they are counted: the owner's for paths, control's for owners.
+#![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
 use std::time::Duration;
 
