@@ -6,7 +6,7 @@
 //! once: deriving them again would start the counters again.
 
 use core::fmt;
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 
 use crate::entropy::{Entropy, EntropyError};
 use crate::ids::{Incarnation, NodeNumber, ReceiverIndex};
@@ -18,7 +18,8 @@ use crate::wire::DatagramType;
 /// A worker's mesh key. Erased on drop.
 pub struct MeshSecret {
     secret: DhSecret,
-    linked: BTreeSet<(MeshEnd, MeshEnd)>,
+    /// The newest run that was linked, by own end and the peer's number: runs of one number follow each other.
+    linked: BTreeMap<(MeshEnd, NodeNumber), Incarnation>,
 }
 
 /// One end of a link, as registered with control.
@@ -52,7 +53,8 @@ pub enum LinkError {
     /// The peer is this worker itself, or `own` names another key than this one.
     #[error("a mesh link needs two different ends, one of them this worker")]
     WrongEnds,
-    /// The keys of this link were handed out before. Keep them for as long as the peer's incarnation lives.
+    /// The keys of this link, or of one to a later run of the peer's number, were handed out before. Keep them for as long as
+    /// the peer's incarnation lives.
     #[error("the keys of this mesh link were already handed out")]
     AlreadyLinked,
 }
@@ -63,7 +65,7 @@ impl MeshSecret {
     /// # Errors
     /// When the generator refuses.
     pub fn generate(entropy: &mut dyn Entropy) -> Result<Self, EntropyError> {
-        Ok(Self { secret: DhSecret::generate(entropy)?, linked: BTreeSet::new() })
+        Ok(Self { secret: DhSecret::generate(entropy)?, linked: BTreeMap::new() })
     }
 
     /// The public half.
@@ -80,9 +82,11 @@ impl MeshSecret {
             return Err(LinkError::WrongEnds);
         }
         let shared = self.secret.agree(&peer.public).ok_or(LinkError::DegenerateKey)?;
-        if !self.linked.insert((*own, *peer)) {
+        let newest = self.linked.entry((*own, peer.number)).or_insert(Incarnation(0));
+        if peer.incarnation <= *newest {
             return Err(LinkError::AlreadyLinked);
         }
+        *newest = peer.incarnation;
         let key = |from: &MeshEnd, to: &MeshEnd| {
             let raw = derive("jumping-vpn mesh link v1", &shared[..], &[&from.bytes(), &to.bytes()]);
             RecordKey::new(Aead::ChaCha20Poly1305, raw)
@@ -144,6 +148,19 @@ mod tests {
         let (end_a, end_b) = (end(1, 10, &a), end(2, 20, &b));
         a.link(&end_a, &end_b).unwrap();
         assert_eq!(a.link(&end_a, &end_b).unwrap_err(), LinkError::AlreadyLinked);
+    }
+
+    #[test]
+    fn what_is_remembered_of_links_does_not_grow_with_the_peers_runs_and_no_earlier_run_is_linked_again() {
+        let (mut a, b) = secrets();
+        let end_a = end(1, 10, &a);
+        for run in 20..1020 {
+            a.link(&end_a, &end(2, run, &b)).unwrap();
+        }
+        assert_eq!(a.linked.len(), 1);
+        for run in [20, 1018, 1019] {
+            assert_eq!(a.link(&end_a, &end(2, run, &b)).unwrap_err(), LinkError::AlreadyLinked);
+        }
     }
 
     #[test]
