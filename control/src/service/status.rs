@@ -222,11 +222,55 @@ mod tests {
     use jump_session::ids::{AttachSeq, Epoch};
     use std::time::Duration;
 
+    /// What `ErrorInfo` says of a call that failed for no reason of a session's: the rest of the table that callers see.
+    const CALLS: &[(&str, &str)] = &[
+        ("INVALID_ARGUMENT", "Fields cannot be used; `BadRequest` names each."),
+        ("UNAUTHENTICATED", "The caller has no certificate of the cluster's CA."),
+        ("FORBIDDEN", "The caller's role may not make the call, or not for another node."),
+        ("NOT_FOUND", "What the call names does not exist."),
+        ("FAILED_PRECONDITION", "The state of what the call names does not allow it."),
+        ("BAD_STORED_VALUE", "A value in the store cannot be read."),
+        ("NODE_REGISTERED", "An earlier run of the node is still registered."),
+        ("NODE_NUMBERS_EXHAUSTED", "Every node number is in use, or rests."),
+        ("ENTROPY_FAILED", "The random generator failed its health tests; no key or token is made."),
+        ("BAD_TOKEN", "The enrolment token is unknown, used or too old."),
+        ("KEY_IN_USE", "The device key belongs to another device."),
+        ("KEY_SUPERSEDED", "The device has replaced this key."),
+        ("UNKNOWN_KEY", "The ring has no key of this name."),
+        ("KEY_STATE", "The key's state does not allow the change."),
+        ("TOO_MANY_KEYS", "Too many keys are accepted at once."),
+    ];
+
     #[test]
-    fn the_status_of_every_reason_is_the_documented_one() {
-        let table: String =
-            Reason::ALL.iter().map(|reason| format!("{} {:?}\n", reason.code(), code_of(*reason))).collect();
-        assert_eq!(table, include_str!("status.txt"), "actual:\n{table}");
+    fn every_reason_and_its_status_are_documented() {
+        let mut reasons = String::from("| Number | Code | gRPC status | Meaning |\n|---|---|---|---|\n");
+        for reason in Reason::ALL {
+            let code = code_of(*reason);
+            let status = if code == Code::Internal { "–".to_owned() } else { format!("`{code:?}`") };
+            let (number, meaning) = (reason.number(), reason.meaning());
+            reasons += &format!("| {number} | `{}` | {status} | {meaning} |\n", reason.code());
+        }
+        jump_telemetry::docs::assert_section("docs/reasons.md", "reasons", &reasons);
+
+        let mut calls = String::from("| `reason` | Meaning |\n|---|---|\n");
+        for (reason, meaning) in CALLS {
+            calls += &format!("| `{reason}` | {meaning} |\n");
+        }
+        jump_telemetry::docs::assert_section("docs/reasons.md", "calls", &calls);
+    }
+
+    /// The texts of this file that are written as reasons are.
+    #[test]
+    fn no_answer_has_a_reason_that_is_in_no_table() {
+        let (code, _) = include_str!("status.rs").split_once("#[cfg(test)]").expect("tests");
+        let is_reason =
+            |text: &&str| text.len() > 3 && text.bytes().all(|b| b.is_ascii_uppercase() || b == b'_');
+        let used: Vec<&str> = code.split('"').skip(1).step_by(2).filter(is_reason).collect();
+        assert!(used.len() >= CALLS.len(), "the scan found only {used:?}");
+        for reason in used {
+            assert!(CALLS.iter().any(|(listed, _)| *listed == reason), "{reason} is in no table");
+            assert_eq!(Reason::from_code(reason), None, "{reason} is in both tables");
+        }
     }
 
     #[test]

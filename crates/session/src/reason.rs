@@ -1,12 +1,12 @@
 //! Every reason code, once: logs, metrics, audit events, gRPC errors and the CLI use this table.
 
 macro_rules! reasons {
-    ($($(#[$doc:meta])* $variant:ident = $number:literal, $code:literal;)*) => {
+    ($(#[doc = $doc:literal] $variant:ident = $number:literal, $code:literal;)*) => {
         /// Why something happened to a session or node. Numbers and codes are stable and never reused.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
         #[repr(u16)]
         pub enum Reason {
-            $($(#[$doc])* $variant = $number,)*
+            $(#[doc = $doc] $variant = $number,)*
         }
 
         impl Reason {
@@ -16,6 +16,11 @@ macro_rules! reasons {
             /// The stable text, UPPER_SNAKE_CASE.
             pub const fn code(self) -> &'static str {
                 match self { $(Self::$variant => $code,)* }
+            }
+
+            /// What it means, in one sentence.
+            pub fn meaning(self) -> &'static str {
+                match self { $(Self::$variant => $doc.trim(),)* }
             }
 
             /// The stable number on the wire and in the store.
