@@ -7,6 +7,7 @@ test-observability: ## Tests sinks against real receivers, metrics and alert rul
 	$(CARGO) test -p jump-telemetry --locked
 	$(CARGO) build --workspace --bins --locked
 	$(CARGO) test -p jump-tests --locked --test e2e_audit --test e2e_trace
+	$(CARGO) test -p jump-tests --locked --test e2e_metrics -- --include-ignored
 	$(CARGO) test -p jump-telemetry --locked --test promtool -- --ignored
 
 bench-observability: ## Compares throughput and attaches without logs, with them, and with audit receivers that fail; as root

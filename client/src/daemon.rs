@@ -8,11 +8,12 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use jump_crypto::entropy::OsEntropy;
 use jump_crypto::handshake::Suite;
 use jump_session::client::{Client, ClientConfig, Stored, Tuning};
 use jump_session::path::Transport;
 use jump_session::reason::Reason;
+use jump_telemetry::Correlation;
+use jump_telemetry::entropy::WatchedEntropy;
 use jump_telemetry::log::LogHandle;
 use jump_telemetry::metrics::{MetricsServer, ServeConfig};
 use jump_telemetry::settings::{Observability, Overrides};
@@ -23,6 +24,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tracing::{info, warn};
 
 use crate::failure::{Exit, Failure};
+use crate::metrics;
 use crate::state_dir::{Profile, StateDir};
 
 pub mod audit;
@@ -133,11 +135,13 @@ pub fn up(options: &UpOptions) -> Result<(), Failure> {
         warn!("a key rotation was interrupted: finish it with jump rotate-key before the old key ends");
     }
     let mut stored = state.session()?;
-    let teller = audit::Teller::new(state.device_key()?.public(), profile.device_name.clone());
+    let teller =
+        audit::Teller::new(state.device_key()?.public(), profile.device_name.clone(), stored.session);
     let mut tunnel =
         Tunnel::new(tun, waker, commands, disk, journal, teller, runtime, profile.device_name.clone())?;
     if let Some(session) = stored.session {
-        info!(session = %session, epoch = stored.epoch.0, "going on with the stored session");
+        let correlation = Correlation::from(session.correlation());
+        info!(session = %session, %correlation, epoch = stored.epoch.0, "going on with the stored session");
     }
     let result = loop {
         // Keys may have been rotated while the last session lived.
@@ -180,8 +184,8 @@ fn client(options: &UpOptions, profile: &Profile, stored: Stored) -> Result<Clie
         transports: transports.clone(),
         tuning: Tuning { mtu_max: options.mtu_max, ..Tuning::default() },
     };
-    let entropy =
-        OsEntropy::new().map_err(|error| Failure::because(Exit::Failed, "no session can be made", &error))?;
+    let entropy = WatchedEntropy::open()
+        .map_err(|error| Failure::because(Exit::Failed, "no session can be made", &error))?;
     Ok(Client::new(config, stored, Box::new(entropy)))
 }
 
@@ -206,10 +210,10 @@ fn create_tun(name: &str) -> Result<Tun, Failure> {
     })
 }
 
-/// Recovery times and the state of sinks; ready as soon as it runs.
+/// Metrics and the health pages; ready as soon as it runs.
 fn serve_metrics(runtime: &Runtime, address: Option<SocketAddr>) -> Result<Option<MetricsServer>, Failure> {
     let Some(address) = address else { return Ok(None) };
-    let serving = jump_telemetry::metrics::serve(ServeConfig::new(address));
+    let serving = jump_telemetry::metrics::serve(ServeConfig::new(address).metrics(metrics::ALL));
     runtime.block_on(serving).map(Some).map_err(|error| {
         Failure::because(Exit::Failed, format_args!("cannot serve metrics on {address}"), &error)
     })

@@ -6,6 +6,7 @@ pub mod doctor;
 pub mod enrol;
 pub mod failure;
 pub mod hex;
+pub mod metrics;
 pub mod operator;
 pub mod output;
 pub mod rotate;

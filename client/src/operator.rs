@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
+use jump_session::ids::SessionId;
+use jump_telemetry::trace::set_correlation;
 use tonic::transport::Channel;
 
 use crate::channel::{self, IdentityFiles};
@@ -139,6 +141,15 @@ pub async fn run(arguments: Arguments) -> Result<(), Failure> {
         Command::Keys(command) => keys::run(&operator, command).await,
         Command::LogLevels(command) => logs::run(&operator, command).await,
     }
+}
+
+/// A request about a session, if it is about one: its metadata names the session's correlation id.
+fn about<T>(session: impl Into<Option<SessionId>>, message: T) -> tonic::Request<T> {
+    let mut request = tonic::Request::new(message);
+    if let Some(session) = session.into() {
+        set_correlation(request.metadata_mut(), session.correlation().into());
+    }
+    request
 }
 
 /// Asks before something that cannot be taken back. Without a terminal, `--yes` is the only way.

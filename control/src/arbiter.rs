@@ -15,6 +15,7 @@ use jump_session::ownership::{
 };
 use jump_session::policy::SessionPolicy;
 use jump_session::reason::Reason;
+use jump_telemetry::Correlation;
 use tokio::time::Instant;
 
 use crate::addresses::{self, Pools};
@@ -24,8 +25,6 @@ use crate::store::{Compare, KeyValue, Op, Outcome, SharedStore, StoreError, Txn}
 use crate::{audit, clock, devices};
 
 mod birth;
-
-pub use birth::session_id;
 
 /// How often a decision is repeated after losing a compare-and-swap.
 const CONFLICTS_MAX: u32 = 32;
@@ -90,10 +89,14 @@ impl Arbiter {
     /// # Errors
     /// [`ArbiterError`].
     pub async fn attach(&self, ask: &AttachAsk) -> Result<StoredSession, ArbiterError> {
+        correlation(ask.session_id()).scope(self.decide(ask)).await
+    }
+
+    async fn decide(&self, ask: &AttachAsk) -> Result<StoredSession, ArbiterError> {
         // A device keeps the name of its first key, whichever of its keys made the handshake.
         let key = ask.request.device;
         let mut request = ask.request.clone();
-        let id = ask.session.unwrap_or_else(|| session_id(&key, request.attempt));
+        let id = ask.session_id();
         let deadline = Instant::now() + self.handover_wait;
         let mut conflicts = 0;
         // A write of ours whose outcome is unknown may still land; no refusal is final before that is excluded.
@@ -159,7 +162,7 @@ impl Arbiter {
                 Written::Yes(_) => {}
                 Written::Conflict => backoff(request, &mut conflicts)?.await,
                 Written::Unknown(error) => {
-                    tracing::warn!(session = %id, %error, "unknown outcome; reading");
+                    tracing::warn!(session = %id, correlation = %correlation(id), %error, "unknown outcome; reading");
                     unsettled = true;
                     backoff(request, &mut conflicts)?.await;
                 }
@@ -214,12 +217,20 @@ impl Arbiter {
     /// # Errors
     /// [`ArbiterError`]; `UNKNOWN_SESSION` when there is no record.
     pub async fn session(&self, id: SessionId) -> Result<(StoredSession, bool, Revision), ArbiterError> {
-        let facts = self.facts(id, None, &NO_DEVICE, &NO_DEVICE).await?;
+        let facts = correlation(id).scope(self.facts(id, None, &NO_DEVICE, &NO_DEVICE)).await?;
         let stored = facts.session.ok_or_else(|| unknown_session(DeviceStanding::Active))?;
         Ok((stored, facts.view.owner_registered, facts.revision))
     }
 
     async fn apply(
+        &self,
+        id: SessionId,
+        decide: impl Fn(&StoredSession, &View, UnixMillis) -> Result<Option<Transition>, ArbiterError>,
+    ) -> Result<StoredSession, ArbiterError> {
+        correlation(id).scope(self.write_decided(id, decide)).await
+    }
+
+    async fn write_decided(
         &self,
         id: SessionId,
         decide: impl Fn(&StoredSession, &View, UnixMillis) -> Result<Option<Transition>, ArbiterError>,
@@ -408,6 +419,11 @@ impl Arbiter {
             () = tokio::time::sleep_until(poll) => {}
         }
     }
+}
+
+/// The id that the store's spans bear while they work for the session.
+fn correlation(id: SessionId) -> Correlation {
+    id.correlation().into()
 }
 
 fn read_device(stored: &KeyValue) -> Result<(DeviceRecord, Revision), BadValue> {

@@ -9,6 +9,7 @@ use jump_session::ids::{DeviceKey, NodeId};
 use jump_session::ownership::{Owner, Phase, SessionRecord};
 use jump_session::policy::DevicePolicy;
 use jump_session::reason::Reason;
+use jump_telemetry::Correlation;
 use jump_telemetry::audit::{
     Actor, AttachAction, Entity, EntityAction, Event, Identity as Instance, NodeAction, SessionAction, emit,
 };
@@ -66,7 +67,7 @@ pub(crate) fn session_settled(record: &SessionRecord) {
 pub(crate) fn attach_answered(
     ask: &AttachAsk,
     outcome: &Result<StoredSession, ArbiterError>,
-    correlation: Option<[u8; 16]>,
+    correlation: Correlation,
 ) {
     let event = match outcome {
         Ok(StoredSession { record, .. }) => {
@@ -85,11 +86,7 @@ pub(crate) fn attach_answered(
             }
         }
     };
-    let event = event.on_node(&ask.request.claimant.node);
-    let event = match correlation {
-        Some(correlation) => event.correlation(correlation),
-        None => event,
-    };
+    let event = event.on_node(&ask.request.claimant.node).correlation(correlation);
     emit(match ask.client_address.parse() {
         Ok(address) => event.source(address),
         Err(_) => event,

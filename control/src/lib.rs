@@ -9,6 +9,7 @@ pub mod audit;
 pub mod bindings;
 mod clock;
 pub mod config;
+mod connections;
 pub mod devices;
 pub mod doctor;
 pub mod identity;

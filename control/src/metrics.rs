@@ -125,6 +125,24 @@ pub const REBALANCE_ORDERS: MetricDef = MetricDef {
     labels: &[],
 };
 
+/// Open connections.
+pub const CONNECTIONS: MetricDef = MetricDef {
+    name: "jump_control_connections",
+    kind: Kind::Gauge,
+    unit: Unit::Count,
+    help: "Connections to the API that are open.",
+    labels: &[],
+};
+
+/// Connections turned away.
+pub const CONNECTIONS_REFUSED: MetricDef = MetricDef {
+    name: "jump_control_connections_refused_total",
+    kind: Kind::Counter,
+    unit: Unit::Count,
+    help: "Connections closed at once because there were too many, of all or of one source.",
+    labels: &[],
+};
+
 /// All of them, for the registry and for `docs/metrics.md`.
 pub const ALL: &[MetricDef] = &[
     ATTACH,
@@ -138,6 +156,8 @@ pub const ALL: &[MetricDef] = &[
     STORE_BATCH_SECONDS,
     STORE_BATCH_SPLITS,
     REBALANCE_ORDERS,
+    CONNECTIONS,
+    CONNECTIONS_REFUSED,
 ];
 
 pub(crate) fn count_attach(outcome: &Result<StoredSession, ArbiterError>, elapsed: Duration) {
@@ -162,6 +182,14 @@ pub(crate) fn count_batch_split() {
 
 pub(crate) fn count_rebalance_orders(orders: usize) {
     REBALANCE_ORDERS.counter(&[]).increment(orders as u64);
+}
+
+pub(crate) fn show_connections(open: usize) {
+    CONNECTIONS.gauge(&[]).set(open as f64);
+}
+
+pub(crate) fn count_refused_connection() {
+    CONNECTIONS_REFUSED.counter(&[]).increment(1);
 }
 
 pub(crate) fn count_registration() {

@@ -11,6 +11,7 @@ use futures::StreamExt as _;
 use jump_session::balance;
 use jump_session::ids::{NodeId, Revision, SessionId};
 use jump_session::ownership::Change;
+use jump_telemetry::Correlation;
 use tokio_util::sync::CancellationToken;
 
 use crate::arbiter::{Arbiter, ArbiterError};
@@ -86,7 +87,8 @@ async fn order(arbiter: &Arbiter, id: SessionId, to: NodeId) -> bool {
         Ok(stored) => stored.record.moving.is_some(),
         Err(ArbiterError::Refused(_)) => false,
         Err(error) => {
-            tracing::warn!(session = %id, %error, "could not order a session to move");
+            let correlation = Correlation::from(id.correlation());
+            tracing::warn!(session = %id, %correlation, %error, "could not order a session to move");
             false
         }
     }

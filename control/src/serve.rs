@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use jump_crypto::entropy::{Entropy, EntropyError, OsEntropy};
+use jump_crypto::entropy::{Entropy, EntropyError};
 use jump_proto::client_v1::enrolment_service_server::EnrolmentServiceServer;
 use jump_proto::control_v1::device_service_server::DeviceServiceServer;
 use jump_proto::control_v1::gateway_service_server::GatewayServiceServer;
@@ -17,6 +17,7 @@ use jump_proto::control_v1::log_service_server::LogServiceServer;
 use jump_proto::control_v1::node_service_server::NodeServiceServer;
 use jump_proto::control_v1::ownership_service_server::OwnershipServiceServer;
 use jump_proto::control_v1::session_service_server::SessionServiceServer;
+use jump_telemetry::entropy::WatchedEntropy;
 use jump_telemetry::metrics::{MetricsServer, ServeConfig, ServeError as MetricsError};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -28,6 +29,7 @@ use crate::addresses::Pools;
 use crate::arbiter::Arbiter;
 use crate::bindings::Bindings;
 use crate::config::{Config, StoreConfig};
+use crate::connections::{Connections, TLS_HANDSHAKE_MAX};
 use crate::devices::Devices;
 use crate::keyring::{Keeper, KeyChange, KeyRingError, KeyRings, Purpose};
 use crate::registry::Registry;
@@ -148,7 +150,7 @@ impl Replica {
     pub async fn bind_with_store(config: Config, store: SharedStore) -> Result<Self, ServeError> {
         let store: SharedStore = Arc::new(MeasuredStore::new(store));
         let (tls, ca) = tls(&config)?;
-        let entropy: Arc<Mutex<Box<dyn Entropy>>> = Arc::new(Mutex::new(Box::new(OsEntropy::new()?)));
+        let entropy: Arc<Mutex<Box<dyn Entropy>>> = Arc::new(Mutex::new(Box::new(WatchedEntropy::open()?)));
         let rings = KeyRings::load(&store, config.keys.ring, config.keys.hybrid, &entropy).await?;
         let keys = Arc::new(ArcSwap::from_pointee(rings));
         let listener = TcpListener::bind(config.listen)
@@ -261,7 +263,7 @@ impl Replica {
                 stop.cancel();
             }
         };
-        let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+        let incoming = Connections::new(TcpIncoming::from(listener).with_nodelay(Some(true)));
         let served = router.serve_with_incoming_shutdown(incoming, signal);
         let result = tokio::select! {
             result = served => result,
@@ -437,7 +439,8 @@ fn tls(config: &Config) -> Result<(ServerTlsConfig, Vec<u8>), ServeError> {
     let tls = ServerTlsConfig::new()
         .identity(TlsIdentity::from_pem(cert, key))
         .client_ca_root(Certificate::from_pem(ca))
-        .client_auth_optional(true);
+        .client_auth_optional(true)
+        .timeout(TLS_HANDSHAKE_MAX);
     Server::builder().tls_config(tls.clone()).map_err(|error| ServeError::Certificate {
         what: "the server certificate",
         path: config.cert.clone(),

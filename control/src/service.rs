@@ -8,7 +8,10 @@ use ipnet::IpNet;
 use jump_crypto::entropy::Entropy;
 use jump_proto::control_v1 as wire;
 use jump_session::ownership::UnixMillis;
+use jump_telemetry::Correlation;
+use jump_telemetry::trace::set_correlation;
 use tokio_util::sync::CancellationToken;
+use tonic::Response;
 
 use crate::arbiter::Arbiter;
 use crate::bindings::Bindings;
@@ -101,6 +104,13 @@ impl Context {
         let _ = tokio::time::timeout(CATCH_UP_MAX, caught_up).await;
         Ok(())
     }
+}
+
+/// An answer about one session: its metadata names the session's correlation id.
+pub(crate) fn about<T>(message: T, correlation: Correlation) -> Response<T> {
+    let mut response = Response::new(message);
+    set_correlation(response.metadata_mut(), correlation);
+    response
 }
 
 /// A node as the API shows it.

@@ -22,6 +22,10 @@ use tonic_types::StatusExt;
 
 #[path = "support/cluster.rs"]
 mod cluster;
+#[path = "service/connections.rs"]
+mod connections;
+#[path = "service/correlation.rs"]
+mod correlation;
 #[path = "service/policy.rs"]
 mod policy;
 #[path = "service/rebalance.rs"]
@@ -31,6 +35,7 @@ mod roles;
 mod support;
 
 use cluster::{Gateway, Pki, Server, enrol, registration};
+use correlation::every_answer_about_a_session_names_its_correlation_id;
 use futures::StreamExt as _;
 use jump_crypto::key_set::KeySet;
 use jump_crypto::keys::DeviceSecret;
@@ -83,6 +88,7 @@ suite! {
     a_devices_policy_binds_its_live_sessions_and_every_later_attach;
     a_token_bounds_the_device_that_it_enrols;
     two_replicas_together_order_just_what_evens_out_the_gateways;
+    every_answer_about_a_session_names_its_correlation_id;
 }
 
 const DEVICE: [u8; 32] = [0xd1; 32];

@@ -53,10 +53,11 @@ impl Claims {
             let started = Instant::now();
             let index = confirmed.index;
             let session = confirmed.intent.session.map(tracing::field::display);
-            let span = tracing::info_span!("claim", node = %claims.context.node, session);
+            let correlation = correlation(&confirmed);
+            let span = tracing::info_span!("claim", node = %claims.context.node, session, %correlation);
             trace::join_attempt(&span, confirmed.intent.attempt);
-            let verdict = claims.ask(&confirmed).instrument(span).await;
-            report(&confirmed, &verdict, started.elapsed());
+            let verdict = claims.ask(&confirmed).instrument(span.clone()).await;
+            span.in_scope(|| report(&confirmed, &verdict, started.elapsed()));
             // If the data plane has ended, so have its claims.
             let _ = claims.context.orders.give(Command::Decide { index, verdict: Box::new(verdict) }).await;
         });
@@ -67,7 +68,7 @@ impl Claims {
         if context.is_draining() {
             return rejected(Reason::NodeDraining, Duration::ZERO);
         }
-        let intent = &confirmed.intent;
+        let (intent, correlation) = (&confirmed.intent, correlation(confirmed));
         let request = AttachRequest {
             node_id: context.node.to_string(),
             incarnation: context.incarnation.0,
@@ -85,7 +86,7 @@ impl Claims {
         let answer = context
             .control
             .call(ATTACH_PATIENCE, |mut client| {
-                let request = request.clone();
+                let request = about(request.clone(), Some(correlation));
                 async move { client.attach(request).await }
             })
             .await;
@@ -93,18 +94,23 @@ impl Claims {
             Ok(Some(Outcome::Accepted(accepted))) => match read_accepted(context, &accepted) {
                 Some(activation) => Verdict::Accepted(activation),
                 None => {
-                    tracing::error!(session = accepted.session_id, "control sent an unusable acceptance");
+                    tracing::error!(session = accepted.session_id, %correlation, "control sent an unusable acceptance");
                     rejected(Reason::ControlUnavailable, AGAIN)
                 }
             },
             Ok(Some(Outcome::Rejected(refusal))) => Verdict::Rejected(read_rejected(&refusal)),
             Ok(None) => rejected(Reason::ControlUnavailable, AGAIN),
             Err(status) => {
-                tracing::warn!(device = %confirmed.device, error = %explain(&status), "control did not decide a claim");
+                tracing::warn!(device = %confirmed.device, %correlation, error = %explain(&status), "control did not decide a claim");
                 rejected(reason_of(&status).unwrap_or(Reason::ControlUnavailable), AGAIN)
             }
         }
     }
+}
+
+/// The correlation id of the session that a client goes on with or gives birth to.
+fn correlation(confirmed: &Confirmed) -> Correlation {
+    confirmed.intent.session_of(&confirmed.device).correlation().into()
 }
 
 /// The reason code that control put into an error, if any.

@@ -157,6 +157,8 @@ pub struct Directory {
     own: MeshEnd,
     secret: MeshSecret,
     references: HashMap<(String, u64), NodeRef>,
+    /// Names are never given twice.
+    next_reference: u32,
     peers: HashMap<String, Peer>,
     /// Nodes of the snapshot under way.
     snapshot: Option<HashSet<String>>,
@@ -168,7 +170,15 @@ impl Directory {
     /// Knows only this run.
     pub fn new(context: &Context, own: MeshEnd, secret: MeshSecret) -> Self {
         let references = HashMap::from([((context.node.to_string(), context.incarnation.0), NodeRef::OWN)]);
-        Self { own, secret, references, peers: HashMap::new(), snapshot: None, moves: HashMap::new() }
+        Self {
+            own,
+            secret,
+            references,
+            next_reference: 1,
+            peers: HashMap::new(),
+            snapshot: None,
+            moves: HashMap::new(),
+        }
     }
 
     /// Passes one message of the stream on.
@@ -179,6 +189,7 @@ impl Directory {
     ) -> Result<(), DataPlaneEnded> {
         if news.snapshot_start {
             self.snapshot = Some(HashSet::new());
+            self.forget_runs();
             context.orders.give(Command::SnapshotBegins).await?;
         }
         for node in news.nodes {
@@ -192,7 +203,11 @@ impl Directory {
             let mut updates = Vec::with_capacity(chunk.len());
             for binding in chunk {
                 let Some(update) = self.read_binding(binding) else {
-                    tracing::error!(session = binding.session_id, "control sent an unusable binding");
+                    tracing::error!(
+                        session = binding.session_id,
+                        correlation = binding.correlation_id,
+                        "control sent an unusable binding"
+                    );
                     continue;
                 };
                 if let BindingPhase::Handover { from: NodeRef::OWN } = update.phase {
@@ -250,8 +265,17 @@ impl Directory {
     }
 
     fn reference(&mut self, node: &str, incarnation: u64) -> NodeRef {
-        let next = NodeRef(u32::try_from(self.references.len()).unwrap_or(u32::MAX));
-        *self.references.entry((node.to_owned(), incarnation)).or_insert(next)
+        let next = NodeRef(self.next_reference);
+        let reference = *self.references.entry((node.to_owned(), incarnation)).or_insert(next);
+        self.next_reference += u32::from(reference == next);
+        reference
+    }
+
+    /// Forgets the names of runs that are neither this one nor linked: a snapshot names again what it is about.
+    fn forget_runs(&mut self) {
+        let live: HashSet<NodeRef> =
+            self.peers.values().map(|peer| peer.reference).chain([NodeRef::OWN]).collect();
+        self.references.retain(|_, reference| live.contains(reference));
     }
 
     async fn node(&mut self, context: &Context, node: Node) -> Result<(), DataPlaneEnded> {
@@ -352,5 +376,41 @@ impl Directory {
         if **context.roster.load() != roster {
             context.roster.store(Arc::new(roster));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use jump_crypto::entropy::OsEntropy;
+
+    use super::*;
+
+    #[test]
+    fn runs_that_are_over_are_forgotten_with_the_next_snapshot_and_no_name_is_given_twice() {
+        let secret = MeshSecret::generate(&mut OsEntropy::new().unwrap()).unwrap();
+        let own = MeshEnd { number: NodeNumber(1), incarnation: Incarnation(7), public: secret.public() };
+        let mut directory = Directory {
+            own,
+            secret,
+            references: HashMap::from([(("gw1".to_owned(), 7), NodeRef::OWN)]),
+            next_reference: 1,
+            peers: HashMap::new(),
+            snapshot: None,
+            moves: HashMap::new(),
+        };
+        let mut last = NodeRef::OWN;
+        for run in 10..1010 {
+            last = directory.reference("gw2", run);
+            assert_eq!(directory.reference("gw2", run), last);
+        }
+        let live =
+            Peer { reference: last, incarnation: 1009, endpoints: vec![], draining: false, linked: true };
+        directory.peers.insert("gw2".to_owned(), live);
+        directory.forget_runs();
+        assert_eq!(directory.references.len(), 2);
+        assert_eq!(directory.reference("gw1", 7), NodeRef::OWN);
+        assert_eq!(directory.reference("gw2", 1009), last);
+        let again = directory.reference("gw2", 10);
+        assert!(again.0 > last.0, "{again:?} named another run before");
     }
 }

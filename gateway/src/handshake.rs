@@ -7,10 +7,10 @@ use std::sync::mpsc::Receiver;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::SystemTime;
 
-use jump_crypto::entropy::OsEntropy;
-use jump_crypto::handshake::{HandshakeError, REPLY_LEN_MAX, ROSTER_MAX, Responder};
+use jump_crypto::entropy::Entropy;
+use jump_crypto::handshake::{REPLY_LEN_MAX, ROSTER_MAX, Responder};
 use jump_session::gateway::Nanos;
-use jump_telemetry::trace;
+use jump_telemetry::{Correlation, trace};
 use jump_transport::clock::boottime_nanos;
 
 use crate::context::Orders;
@@ -24,7 +24,7 @@ pub fn answer_inits(
     jobs: &Receiver<InitJob>,
     responder: &RwLock<Responder>,
     roster: &RosterSource,
-    mut entropy: OsEntropy,
+    mut entropy: Box<dyn Entropy>,
     orders: &Orders,
 ) {
     let mut recent = RecentInits::new();
@@ -36,7 +36,7 @@ pub fn answer_inits(
         } else if recent.is_replay(&job.datagram[..], job.source.peer, now) {
             Command::Refused { index, reason: DropReason::ReplayedInit }
         } else {
-            match answer(job, responder, roster, &mut entropy) {
+            match answer(job, responder, roster, &mut *entropy) {
                 Some(answered) => Command::Answered(Box::new(answered)),
                 None => Command::Refused { index, reason: DropReason::RefusedInit },
             }
@@ -51,7 +51,7 @@ fn answer(
     job: InitJob,
     responder: &RwLock<Responder>,
     roster: &RosterSource,
-    entropy: &mut OsEntropy,
+    entropy: &mut dyn Entropy,
 ) -> Option<Answered> {
     let started = SystemTime::now();
     let responder = responder.read().unwrap_or_else(PoisonError::into_inner);
@@ -61,14 +61,9 @@ fn answer(
     let mut reply = [0; REPLY_LEN_MAX];
     let (len, keys) = pending
         .write_reply(&responder, job.index, job.hint, &roster(ROSTER_MAX), entropy, &mut reply)
-        .inspect_err(|error| {
-            // Whatever else it is, the message was the sender's: refused and counted, without a line of its own.
-            if let HandshakeError::Entropy(error) = error {
-                tracing::error!(%error, "cannot answer a handshake");
-            }
-        })
         .ok()?;
-    trace::past_span(intent.attempt, "answer_init", started..SystemTime::now(), &[]);
+    let correlation = Correlation::from(intent.session_of(&device).correlation());
+    trace::past_span(intent.attempt, "answer_init", started..SystemTime::now(), correlation);
     Some(Answered { keys, device, intent, path: job.source, reply: Box::from(&reply[..len]), key_set })
 }
 

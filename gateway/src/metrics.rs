@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use jump_session::gateway::State;
 use jump_session::path::Transport;
 use jump_telemetry::metrics::{Kind, LATENCY_BUCKETS, MetricDef, Unit, before_scrape};
 use jump_transport::clock::boottime_nanos;
@@ -14,6 +15,14 @@ use crate::lease::Guard;
 
 /// Sessions carried here.
 pub const SESSIONS: MetricDef = gauge("jump_gateway_sessions", Unit::Count, "Sessions carried here.");
+/// Sessions by state.
+pub const SESSION_STATES: MetricDef = MetricDef {
+    name: "jump_gateway_sessions_by_state",
+    kind: Kind::Gauge,
+    unit: Unit::Count,
+    help: "Sessions carried here, by state: ATTACHED, VOLATILE and DEGRADED (not heard for 40 and 75 s), REATTACHING (asked to move).",
+    labels: &["state"],
+};
 /// Receiver indices in use.
 pub const INDICES: MetricDef = gauge(
     "jump_gateway_receiver_indices",
@@ -145,6 +154,7 @@ pub const WATCH_RESTARTS: MetricDef = MetricDef {
 /// All of them.
 pub const ALL: &[MetricDef] = &[
     SESSIONS,
+    SESSION_STATES,
     INDICES,
     ROUTES,
     MESH_LINKS,
@@ -174,6 +184,11 @@ pub fn publish(shared: Arc<Shared>, guard: Guard) {
     use std::sync::atomic::Ordering::Relaxed;
     before_scrape(move || {
         SESSIONS.gauge(&[]).set(shared.sessions.load(Relaxed) as f64);
+        // The others are not carried: a claim that waits, a session that went or ended.
+        for (state, count) in State::ALL.into_iter().zip(&shared.states).filter(|(state, _)| state.forwards())
+        {
+            SESSION_STATES.gauge(&[("state", state.name())]).set(count.load(Relaxed) as f64);
+        }
         INDICES.gauge(&[]).set(shared.entries.load(Relaxed) as f64);
         ROUTES.gauge(&[]).set(shared.routes.load(Relaxed) as f64);
         MESH_LINKS.gauge(&[]).set(shared.links.load(Relaxed) as f64);

@@ -9,13 +9,14 @@ use std::time::Duration;
 
 use jump_crypto::certificate::NodeSigner;
 use jump_crypto::cookie::Gate;
-use jump_crypto::entropy::{EntropyError, OsEntropy};
+use jump_crypto::entropy::EntropyError;
 use jump_crypto::handshake::Responder;
 use jump_crypto::ids::Incarnation;
 use jump_crypto::mesh::{MeshEnd, MeshSecret};
 use jump_session::ownership::Authority;
 use jump_session::path::Transport;
 use jump_session::reason::Reason;
+use jump_telemetry::entropy::WatchedEntropy;
 use jump_telemetry::metrics::{ServeConfig, ServeError, serve};
 use jump_transport::clock::boottime_nanos;
 use jump_transport::poll::Waker;
@@ -172,7 +173,7 @@ pub async fn run(
     let _metrics = serve_metrics(&config, &guard, &shared, &readiness, &orders).await?;
     let beating = tokio::spawn(heart.clone().keep_beating(Arc::clone(&shared), Arc::clone(&dataplane_runs)));
 
-    let mut entropy = OsEntropy::new()?;
+    let mut entropy = WatchedEntropy::open()?;
     let signer = NodeSigner::generate(&mut entropy)?;
     let mesh_secret = MeshSecret::generate(&mut entropy)?;
     let keys = RunKeys { mesh: mesh_secret.public(), signing: signer.verifying_key() };
@@ -225,7 +226,7 @@ pub async fn run(
         pools: registration.pools,
         gates,
         limits: config.limits.clone(),
-        entropy: Box::new(OsEntropy::new()?),
+        entropy: Box::new(WatchedEntropy::open()?),
         events,
         inits,
     });
@@ -369,7 +370,7 @@ fn start_handshake_threads(
     for number in 0..config.handshake_threads {
         let (queue, jobs) = std::sync::mpsc::sync_channel(INITS_MAX);
         let (responder, orders) = (Arc::clone(responder), context.orders.clone());
-        let entropy = OsEntropy::new()?;
+        let entropy = Box::new(WatchedEntropy::open()?);
         let roster: RosterSource = {
             let context = Arc::clone(context);
             Arc::new(move |max| context.roster.load().list(max))

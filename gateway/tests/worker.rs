@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use fake::{FakeControl, Renewals, TTL};
 use jump_crypto::entropy::OsEntropy;
 use jump_crypto::handshake::{AttachIntent, Established, INIT_LEN, Initiation, InitiationInput, Suite};
-use jump_crypto::ids::{AttachSeq, AttemptId, Epoch, Incarnation, ReceiverIndex, SessionId};
+use jump_crypto::ids::{AttachSeq, AttemptId, DeviceKey, Epoch, Incarnation, ReceiverIndex, SessionId};
 use jump_crypto::keys::{ClusterSecret, DeviceSecret, GrantVerifier};
 use jump_crypto::record::{Content, HEADER_LEN, OVERHEAD};
 use jump_gateway::config::{Config, Flags};
@@ -18,6 +18,7 @@ use jump_gateway::heartbeat::Heart;
 use jump_gateway::worker::{self, Inheritance, WorkerError};
 use jump_proto::control_v1::{Binding, FenceOrder, Node, Owner, SessionPhase, WatchBindingsResponse};
 use jump_session::frame::{AttachResult, Frame};
+use jump_telemetry::Correlation;
 use jump_transport::tun::{Tun, TunOptions};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
@@ -430,4 +431,50 @@ async fn a_client_that_closes_its_session_ends_it_in_the_store() {
             state.releases.iter().any(|r| r.terminate && r.reason == "CLIENT_CLOSED").then_some(())
         })
         .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_request_about_a_session_names_its_correlation_id_in_its_metadata() {
+    let rig = Rig::start().await;
+    let mut device = rig.attach().await;
+    let owner = rig.owner();
+    let fenced = Binding {
+        session_id: device.session.to_string(),
+        epoch: device.epoch.0,
+        phase: SessionPhase::Handover.into(),
+        owner: Some(owner),
+        handover_to: Some(Owner { node_id: "gw-2".into(), incarnation: 5 }),
+        inner_addresses: vec!["10.213.0.2".into()],
+        reason: "GATEWAY_DRAINING".into(),
+        correlation_id: SessionId::from_bytes([9; 16]).to_string(),
+        ..Binding::default()
+    };
+    rig.control
+        .publish(WatchBindingsResponse { revision: 2, bindings: vec![fenced], ..Default::default() })
+        .await;
+    rig.control.until("the fence", |state| (!state.fence_acks.is_empty()).then_some(())).await;
+    let reason = jump_session::reason::Reason::ClientClosed;
+    device = rig.attach().await;
+    beside(move || device.send(Content::Control, &frame(&Frame::Close { reason }))).await;
+    rig.control.until("the release", |state| (!state.releases.is_empty()).then_some(())).await;
+
+    let known = Correlation::from_bytes([9; 16]);
+    rig.control.with(|state| {
+        // A birth has no session yet: its id follows from the device and the attempt.
+        let born = state.attached.iter().map(|request| {
+            let device = DeviceKey::from_bytes(request.device_key.as_slice().try_into().unwrap());
+            SessionId::born_of(&device, request.attempt_id.parse().unwrap()).correlation().into()
+        });
+        let born: Vec<Option<Correlation>> = born.map(Some).collect();
+        let of = |method| {
+            let asked = state.correlations.iter().filter(move |(asked, _)| *asked == method);
+            let mut asked: Vec<_> = asked.map(|(_, correlation)| *correlation).collect();
+            // A request that was not answered in time is made again.
+            asked.dedup();
+            asked
+        };
+        assert_eq!(of("Attach"), born);
+        assert_eq!(of("AckFence"), [Some(known)]);
+        assert_eq!(of("Release"), [Some(known)]);
+    });
 }

@@ -5,6 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::TcpListener;
 use std::sync::{Arc, Mutex};
 
+use jump_session::ids::SessionId;
+use jump_telemetry::Correlation;
 use jump_tests::lab::cluster::{Cluster, Plan};
 use jump_tests::lab::etcd::wait_until;
 use jump_tests::lab::network::{Host, ReturnRoute};
@@ -16,6 +18,7 @@ use opentelemetry_proto::tonic::collector::trace::v1::trace_service_server::{
 use opentelemetry_proto::tonic::collector::trace::v1::{
     ExportTraceServiceRequest, ExportTraceServiceResponse,
 };
+use opentelemetry_proto::tonic::common::v1::KeyValue;
 use opentelemetry_proto::tonic::common::v1::any_value::Value;
 use opentelemetry_proto::tonic::trace::v1::{ResourceSpans, Span};
 use rustix::process::Signal;
@@ -47,12 +50,15 @@ impl TraceService for Collector {
 }
 
 fn service(part: &ResourceSpans) -> String {
-    let attributes = part.resource.iter().flat_map(|resource| &resource.attributes);
-    let named = attributes.filter(|attribute| attribute.key == "service.name");
-    let name = named
+    let attributes = part.resource.as_ref().map(|resource| resource.attributes.as_slice());
+    attributes.and_then(|attributes| text_attribute(attributes, "service.name")).unwrap_or_default()
+}
+
+fn text_attribute(attributes: &[KeyValue], key: &str) -> Option<String> {
+    let named = attributes.iter().filter(|attribute| attribute.key == key);
+    named
         .filter_map(|attribute| attribute.value.as_ref()?.value.as_ref())
-        .find_map(|value| if let Value::StringValue(name) = value { Some(name.clone()) } else { None });
-    name.unwrap_or_default()
+        .find_map(|value| if let Value::StringValue(text) = value { Some(text.clone()) } else { None })
 }
 
 impl Collector {
@@ -68,6 +74,16 @@ impl Collector {
             Server::builder().add_service(service).serve_with_incoming(incoming).await
         });
         runtime
+    }
+
+    /// Whether an operator has asked about the session of this correlation id.
+    fn is_called(&self, correlation: &str) -> bool {
+        let asks = |span: &Span| {
+            let method = text_attribute(&span.attributes, "rpc.method");
+            method.is_some_and(|method| method.ends_with("/GetSession"))
+                && text_attribute(&span.attributes, "correlation").as_deref() == Some(correlation)
+        };
+        self.0.lock().unwrap().iter().any(|(_, span)| asks(span))
     }
 
     /// The trace with a root of the client's that began because the owner was lost.
@@ -124,6 +140,19 @@ fn one_trace_spans_client_gateway_control_and_store_from_the_decision_to_the_fir
         .unwrap();
 
     let spans = collector.recovery().unwrap();
+    let session = before.session.parse::<SessionId>().unwrap();
+    let correlation = Correlation::from(session.correlation()).to_string();
+    for (service, span) in &spans {
+        let told = text_attribute(&span.attributes, "correlation");
+        assert_eq!(told.as_deref(), Some(correlation.as_str()), "{service}'s {}", span.name);
+    }
+    let control = &cluster.network.controls[0];
+    cluster.operator.json(control, &["sessions", "get", &before.session]).unwrap();
+    wait_until("the operator's call is at the collector", support::SOON, || {
+        collector.is_called(&correlation)
+    })
+    .unwrap();
+
     let ids: BTreeSet<&[u8]> = spans.iter().map(|(_, span)| span.span_id.as_slice()).collect();
     let roots: Vec<_> = spans.iter().filter(|(_, span)| span.parent_span_id.is_empty()).collect();
     assert_eq!(roots.len(), 1, "one root: {roots:?}");

@@ -3,13 +3,15 @@
 use std::time::{Duration, SystemTime};
 
 use jump_session::client::{Attached, Event as News, Status};
-use jump_session::ids::{Binding, DeviceKey};
+use jump_session::ids::{Binding, DeviceKey, SessionId};
 use jump_session::path::Transport;
 use jump_session::reason::Reason;
 use jump_telemetry::audit::{
     Actor, Event, Identity, Path, RecoveryDurations, SecurityAction, SessionAction, emit,
 };
-use jump_telemetry::recovery;
+use jump_telemetry::{Correlation, recovery};
+
+use crate::metrics;
 
 /// Who emits: this device.
 pub fn instance(device_name: &str) -> Identity {
@@ -24,26 +26,33 @@ pub fn instance(device_name: &str) -> Identity {
 pub(super) struct Teller {
     device: DeviceKey,
     name: String,
-    correlation: Option<[u8; 16]>,
+    correlation: Option<Correlation>,
     /// An acceptance whose first byte has not come yet, and when it was.
     pending: Option<(Box<Attached>, SystemTime)>,
 }
 
 impl Teller {
-    pub(super) fn new(device: DeviceKey, name: String) -> Self {
-        Self { device, name, correlation: None, pending: None }
+    /// Tells of `device`, and of the session that it goes on with, if it goes on with one.
+    pub(super) fn new(device: DeviceKey, name: String, session: Option<SessionId>) -> Self {
+        let correlation = session.map(|session| session.correlation().into());
+        Self { device, name, correlation, pending: None }
     }
 
-    /// The session's correlation id as text, once it is known.
+    /// The session's correlation id as text. Only before the first attempt at its birth it has none.
     pub(super) fn correlation(&self) -> Option<String> {
-        self.correlation.map(|correlation| uuid::Uuid::from_bytes(correlation).to_string())
+        self.correlation.map(|correlation| correlation.to_string())
+    }
+
+    /// The device goes on under another key.
+    pub(super) fn replace_device(&mut self, device: DeviceKey) {
+        self.device = device;
     }
 
     /// Tells one piece of news; `status` is the machine's after it.
     pub(super) fn tell(&mut self, news: &News, status: &Status) {
         match news {
-            // Control has told auditors.
-            News::KeysChanged(_) => {}
+            // Control has told auditors of the one, the generator of the other.
+            News::KeysChanged(_) | News::NoEntropy(_) => {}
             News::OpenPath { .. }
             | News::ClosePath { .. }
             | News::Persist { .. }
@@ -54,23 +63,26 @@ impl Teller {
                 });
             }
             News::PathChanged { from, to, reason, .. } => {
+                metrics::count_path_change(*reason);
                 let path = |transport: &Transport| Some(Path { transport: transport.name(), client: None });
                 self.session(SessionAction::PathSwitched, status, |event| {
                     event.reason(*reason).binding(Binding(status.binding)).paths(path(from), path(to))
                 });
             }
             News::Bound { .. } => {}
-            News::Attempted { gateway, attach_seq, reason, .. } => {
-                if status.session.is_none() {
+            News::Attempted { gateway, attach_seq, attempt, reason, .. } => {
+                let session = status.session.unwrap_or_else(|| SessionId::born_of(&self.device, *attempt));
+                if status.session.is_none() || self.correlation.is_none() {
                     // A new session: its id is not the last one's.
-                    self.correlation = None;
+                    self.correlation = Some(session.correlation().into());
                 }
                 self.session(SessionAction::ReattachStarted, status, |event| {
                     event.reason(*reason).detail(format!("attempt {} at {gateway}", attach_seq.0))
                 });
             }
             News::Attached(attached) => {
-                self.correlation = Some(attached.accepted.correlation);
+                metrics::count_attach("accepted", attached.reason);
+                self.correlation = Some(attached.accepted.correlation.into());
                 self.recovered(Duration::ZERO);
                 self.pending = Some((attached.clone(), SystemTime::now()));
             }
@@ -79,6 +91,7 @@ impl Teller {
                 self.session(SessionAction::Rekeyed, status, |event| event.reason(Reason::Rekey));
             }
             News::Rejected { gateway, reason, current_epoch, .. } => {
+                metrics::count_attach("rejected", *reason);
                 self.session(SessionAction::AttemptRejected, status, |event| {
                     event.epoch(*current_epoch).reason(*reason).detail(format!("by {gateway}"))
                 });
@@ -90,9 +103,6 @@ impl Teller {
             News::Terminated { reason } => {
                 self.recovered(Duration::ZERO);
                 self.session(SessionAction::Ended, status, |event| event.reason(*reason));
-            }
-            News::NoEntropy(error) => {
-                emit(self.security(SecurityAction::EntropyFailed, status).detail(error.to_string()));
             }
         }
     }
@@ -107,7 +117,13 @@ impl Teller {
             commit: timings.commit,
             first_byte,
         };
-        recovery::completed(attached.attempt, attached.reason, accepted_at, durations);
+        recovery::completed(
+            attached.attempt,
+            attached.reason,
+            accepted_at,
+            durations,
+            attached.accepted.correlation.into(),
+        );
         let accepted = &attached.accepted;
         if !attached.born {
             let event = Event::session(SessionAction::Recovered, accepted.session)

@@ -19,7 +19,7 @@ pub struct Report {
     pub device_name: String,
     /// The session; `null` before birth.
     pub session_id: Option<String>,
-    /// Its correlation id in logs and audit events; `null` before this process was first attached.
+    /// Its correlation id in logs and audit events; `null` before the first attempt at its birth.
     #[serde(default)]
     pub correlation_id: Option<String>,
     /// The session's epoch.

@@ -32,6 +32,7 @@ use super::paths::{News, Outgoing, Path, Paths, Sent, is_too_long, path_error};
 use super::report::{Report, Surroundings, Traffic};
 use super::routes::Configured;
 use crate::failure::{Exit, Failure};
+use crate::metrics::Gauges;
 
 /// Inner packets taken from the TUN device per turn.
 const TUN_BUDGET: usize = 256;
@@ -84,6 +85,7 @@ pub(super) struct Tunnel {
     configured: Configured,
     dns: Vec<IpAddr>,
     traffic: Traffic,
+    gauges: Gauges,
     attached_at: Option<Duration>,
     source: Option<IpAddr>,
     suspended: Duration,
@@ -130,6 +132,7 @@ impl Tunnel {
             configured: Configured::default(),
             dns: Vec::new(),
             traffic: Traffic::default(),
+            gauges: Gauges::new(),
             attached_at: None,
             source: None,
             suspended: suspended(),
@@ -145,16 +148,16 @@ impl Tunnel {
         self.attached_at = None;
         client.start(now());
         loop {
-            if let Some(reason) = self.settle(&mut client)? {
+            let ended = self.settle(&mut client)?;
+            self.gauges.set(&client.health(), &self.traffic);
+            if let Some(reason) = ended {
                 return Ok(Ended::Terminated { reason, stored: client.stored() });
             }
             if self.stopping {
                 let stored = client.stored();
-                self.journal.note(
-                    self.at(),
-                    "stopped",
-                    json!({ "session_id": stored.session.map(|s| s.to_string()) }),
-                );
+                let session = stored.session.map(|session| session.to_string());
+                let fields = json!({ "session_id": session, "correlation_id": self.teller.correlation() });
+                self.journal.note(self.at(), "stopped", fields);
                 return Ok(Ended::Stopped);
             }
             self.turn(&mut client)?;
@@ -397,7 +400,10 @@ impl Tunnel {
                 self.configure(client, &attached.accepted);
             }
             Event::MtuChanged { from, to } => {
-                info!(from, to, "the path carries inner packets of another size");
+                info!(
+                    correlation = self.teller.correlation(),
+                    from, to, "the path carries inner packets of another size"
+                );
                 self.set_mtu(to);
             }
             Event::PathChanged { from, to, reason, .. } => {
@@ -424,7 +430,9 @@ impl Tunnel {
                 info!(serial = keys.serial, "the cluster's keys have changed");
                 self.disk.write_keys(keys);
             }
-            Event::NoEntropy(error) => error!("no keys can be made any more: {error}"),
+            Event::NoEntropy(error) => {
+                error!(correlation = self.teller.correlation(), "the session ends without keys: {error}");
+            }
             Event::Attempted { gateway, transport, attach_seq, attempt, .. } => {
                 let correlation = self.teller.correlation();
                 debug!(correlation, %gateway, %transport, %attempt, attach_seq = attach_seq.0, "attempt")
@@ -441,13 +449,15 @@ impl Tunnel {
         let mtu = client.mtu().unwrap_or(accepted.mtu);
         let applied = self.runtime.block_on(self.configured.apply(&self.tun, accepted, mtu, &gateways));
         if let Err(error) = applied {
-            error!(interface = self.tun.name(), "addresses or routes could not be set: {error}");
+            let correlation = self.teller.correlation();
+            error!(correlation, interface = self.tun.name(), "addresses or routes could not be set: {error}");
         }
     }
 
     fn set_mtu(&mut self, mtu: u16) {
         if let Err(error) = self.runtime.block_on(self.configured.set_mtu(&self.tun, mtu)) {
-            error!(interface = self.tun.name(), "the MTU could not be set: {error}");
+            let correlation = self.teller.correlation();
+            error!(correlation, interface = self.tun.name(), "the MTU could not be set: {error}");
         }
     }
 
@@ -465,7 +475,8 @@ impl Tunnel {
                 }
                 Command::Stop => self.stopping = true,
                 Command::ReplaceDevice(device, answer) => {
-                    info!(key = %device.public(), "going on under another device key");
+                    self.teller.replace_device(device.public());
+                    info!(correlation = self.teller.correlation(), key = %device.public(), "going on under another device key");
                     client.replace_device(now(), device);
                     let _ = answer.send(());
                 }
@@ -488,8 +499,10 @@ impl Tunnel {
         let source = gateway.and_then(Paths::source_towards);
         let before = core::mem::replace(&mut self.source, source);
         if let Some(source) = source.filter(|source| Some(*source) != before) {
-            info!(%source, "the network has changed");
-            self.journal.note(self.at(), "network", json!({ "source": source }));
+            let correlation = self.teller.correlation();
+            info!(correlation, %source, "the network has changed");
+            let fields = json!({ "source": source, "correlation_id": correlation });
+            self.journal.note(self.at(), "network", fields);
             client.handle_network_change(now(), NetworkChange::Changed);
         }
     }
@@ -497,7 +510,7 @@ impl Tunnel {
     fn look_for_suspend(&mut self, client: &mut Client) {
         let suspended = suspended();
         if suspended.saturating_sub(self.suspended) >= SUSPEND_MIN {
-            info!("the device was suspended");
+            info!(correlation = self.teller.correlation(), "the device was suspended");
             client.handle_network_change(now(), NetworkChange::Resumed);
         }
         self.suspended = suspended;
@@ -541,7 +554,8 @@ impl Tunnel {
                     Command::Stop => self.stopping = true,
                     Command::Watch(watcher) => self.journal.add_watcher(watcher),
                     // The next session reads its key from disk.
-                    Command::Status(_) | Command::ReplaceDevice(..) | Command::Persisted(..) => {}
+                    Command::ReplaceDevice(device, _) => self.teller.replace_device(device.public()),
+                    Command::Status(_) | Command::Persisted(..) => {}
                 }
             }
         }

@@ -6,7 +6,7 @@ use jump_proto::control_v1::{GetOwnershipRequest, LeaseState, Ownership, WatchOw
 use jump_session::ids::SessionId;
 
 use super::watch::{self, Broken};
-use super::{Operator, steering, view};
+use super::{Operator, about, steering, view};
 use crate::channel::refused;
 use crate::failure::{Exit, Failure};
 use crate::output::{self, Output};
@@ -37,7 +37,7 @@ pub(super) async fn run(operator: &Operator, command: Command) -> Result<(), Fai
             let what = format!("ownership of session {session}");
             let request = GetOwnershipRequest { session_id: session.to_string() };
             let ownership = OwnershipServiceClient::new(operator.channel().await?)
-                .get_ownership(request)
+                .get_ownership(about(session, request))
                 .await
                 .map_err(|status| refused(&what, &status))?
                 .into_inner()
@@ -60,7 +60,7 @@ async fn follow(operator: &Operator, session: SessionId) -> Result<(), Failure> 
         let lost = |failure| Broken::Lost { failure, progressed: false };
         let channel = operator.channel_in_turn(turn).await.map_err(lost)?;
         let mut stream = OwnershipServiceClient::new(channel)
-            .watch_ownership(WatchOwnershipRequest { session_id: session.to_string() })
+            .watch_ownership(about(session, WatchOwnershipRequest { session_id: session.to_string() }))
             .await
             .map_err(|status| Broken::of(&what, &status, false))?
             .into_inner();
@@ -96,12 +96,13 @@ fn show_line(operator: &Operator, ownership: &Ownership) -> Result<(), Failure> 
             let to =
                 ownership.handover_to.as_ref().map(|to| format!(" -> {}", to.node_id)).unwrap_or_default();
             output::line(&format!(
-                "epoch {}  {}  owner {}{to}  lease {}  {}",
+                "epoch {}  {}  owner {}{to}  lease {}  {}  {}",
                 ownership.epoch,
                 view::phase(ownership.phase()),
                 view::owner_cell(ownership.owner.as_ref()),
                 view::lease(ownership.lease_state()),
-                ownership.last_reason
+                ownership.last_reason,
+                ownership.correlation_id
             ))
         }
     }

@@ -6,13 +6,13 @@ use std::time::Duration;
 use jump_proto::control_v1::session_service_client::SessionServiceClient;
 use jump_proto::control_v1::{ListSessionsRequest, MoveSessionRequest};
 use jump_session::balance::{self, Shift};
-use jump_session::ids::NodeId;
+use jump_session::ids::{NodeId, SessionId};
 use serde_json::json;
 use tokio::time::{Instant, MissedTickBehavior};
 use tonic::Code;
 use tonic::transport::Channel;
 
-use super::{Operator, confirm, nodes};
+use super::{Operator, about, confirm, nodes};
 use crate::channel::refused;
 use crate::failure::Failure;
 use crate::output::{self, Output};
@@ -66,10 +66,9 @@ pub(super) async fn run(operator: &Operator, arguments: Arguments) -> Result<(),
         pace.tick().await;
         let what = format!("moving session {session_id} to {to}");
         let (node_id, comment) = (to.to_string(), arguments.comment.clone());
-        match client
-            .move_session(MoveSessionRequest { session_id: session_id.clone(), node_id, comment })
-            .await
-        {
+        let session = session_id.parse::<SessionId>().ok();
+        let request = MoveSessionRequest { session_id: session_id.clone(), node_id, comment };
+        match client.move_session(about(session, request)).await {
             Ok(_) => drop(ordered.insert(session_id)),
             // It ended, moves already, or lost its owner; or the node drains by now.
             Err(status)

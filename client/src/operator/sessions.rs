@@ -14,7 +14,7 @@ use jump_session::ids::{NodeId, SessionId};
 use serde_json::json;
 
 use super::watch::{self, Broken};
-use super::{Operator, confirm, view};
+use super::{Operator, about, confirm, view};
 use crate::channel::refused;
 use crate::failure::{Exit, Failure};
 use crate::output::{self, Output};
@@ -89,7 +89,7 @@ pub(super) async fn run(operator: &Operator, command: Command) -> Result<(), Fai
             let request = GetSessionRequest { session_id: session.to_string() };
             let what = format!("session {session}");
             let response = SessionServiceClient::new(operator.channel().await?)
-                .get_session(request)
+                .get_session(about(session, request))
                 .await
                 .map_err(|status| refused(&what, &status))?;
             show(operator, &present(response.into_inner().session, &what)?)
@@ -106,7 +106,7 @@ pub(super) async fn run(operator: &Operator, command: Command) -> Result<(), Fai
             let request = TerminateSessionRequest { session_id: session.to_string(), comment };
             let what = format!("ending session {session}");
             let response = SessionServiceClient::new(operator.channel().await?)
-                .terminate_session(request)
+                .terminate_session(about(session, request))
                 .await
                 .map_err(|status| refused(&what, &status))?;
             show(operator, &present(response.into_inner().session, &what)?)
@@ -127,7 +127,7 @@ async fn order_move(
     let request = MoveSessionRequest { session_id: session.to_string(), node_id, comment };
     let channel = operator.channel().await?;
     let ordered = SessionServiceClient::new(channel.clone())
-        .move_session(request)
+        .move_session(about(session, request))
         .await
         .map_err(|status| refused(&what, &status))?;
     let ordered = present(ordered.into_inner().session, &what)?;
@@ -138,7 +138,7 @@ async fn order_move(
     let from = ordered.owner.as_ref().map(|owner| owner.node_id.clone());
     let moved = async {
         let mut stream = OwnershipServiceClient::new(channel.clone())
-            .watch_ownership(WatchOwnershipRequest { session_id: session.to_string() })
+            .watch_ownership(about(session, WatchOwnershipRequest { session_id: session.to_string() }))
             .await
             .map_err(|status| refused(&what, &status))?
             .into_inner();
@@ -164,7 +164,7 @@ async fn order_move(
     }
     let request = GetSessionRequest { session_id: session.to_string() };
     let now = SessionServiceClient::new(channel)
-        .get_session(request)
+        .get_session(about(session, request))
         .await
         .map_err(|status| refused(&what, &status))?;
     show(operator, &present(now.into_inner().session, &what)?)
@@ -213,7 +213,7 @@ async fn follow(operator: &Operator, session: Option<SessionId>) -> Result<(), F
         let channel = operator.channel_in_turn(turn).await.map_err(lost)?;
         let request = WatchSessionsRequest { after_revision, session_id: session_id.clone() };
         let mut stream = SessionServiceClient::new(channel)
-            .watch_sessions(request)
+            .watch_sessions(about(session, request))
             .await
             .map_err(|status| Broken::of("watching sessions", &status, false))?
             .into_inner();

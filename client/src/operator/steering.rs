@@ -8,7 +8,7 @@ use jump_session::ids::{DeviceKey, NodeNumber, ReceiverIndex, SessionId};
 use jump_session::steering;
 use serde_json::json;
 
-use super::{Operator, nodes};
+use super::{Operator, about, nodes};
 use crate::channel::refused;
 use crate::failure::Failure;
 use crate::output::{self, Output};
@@ -30,7 +30,7 @@ const HEADINGS: [&str; 5] = ["RANK", "NODE", "NUMBER", "INDICES FROM", ""];
 pub(super) async fn show(operator: &Operator, id: SessionId) -> Result<(), Failure> {
     let what = format!("session {id}");
     let session = SessionServiceClient::new(operator.channel().await?)
-        .get_session(GetSessionRequest { session_id: id.to_string() })
+        .get_session(about(id, GetSessionRequest { session_id: id.to_string() }))
         .await
         .map_err(|status| refused(&what, &status))?
         .into_inner()
@@ -43,6 +43,7 @@ pub(super) async fn show(operator: &Operator, id: SessionId) -> Result<(), Failu
         Output::Json => output::line(
             &json!({
                 "session_id": session.session_id,
+                "correlation_id": session.correlation_id,
                 "steered_to": next.map(|place| &place.node),
                 "index_owner": places.iter().find(|place| place.owns).map(|place| &place.node),
                 "gateways": places.iter().map(|place| json!({

@@ -9,7 +9,7 @@ use jump_proto::control_v1::{GetOwnershipRequest, OwnershipEntry};
 use jump_session::ids::SessionId;
 use jump_telemetry::timeline::{Ownership, Timeline};
 
-use super::Operator;
+use super::{Operator, about};
 use crate::channel::refused;
 use crate::failure::{Exit, Failure};
 use crate::output::{self, Output};
@@ -61,7 +61,7 @@ fn exported(session: SessionId, files: &[PathBuf]) -> Result<Timeline, Failure> 
 async fn remembered(operator: &Operator, session: SessionId) -> Result<Timeline, Failure> {
     let what = format!("ownership of session {session}");
     let ownership = OwnershipServiceClient::new(operator.channel().await?)
-        .get_ownership(GetOwnershipRequest { session_id: session.to_string() })
+        .get_ownership(about(session, GetOwnershipRequest { session_id: session.to_string() }))
         .await
         .map_err(|status| refused(&what, &status))?
         .into_inner()

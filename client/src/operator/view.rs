@@ -73,8 +73,8 @@ pub(super) fn session(session: &wire::Session) -> Value {
     })
 }
 
-pub(super) const SESSION_HEADINGS: [&str; 8] =
-    ["SESSION", "DEVICE", "PHASE", "EPOCH", "OWNER", "INNER ADDRESS", "SINCE", "LAST REASON"];
+pub(super) const SESSION_HEADINGS: [&str; 9] =
+    ["SESSION", "DEVICE", "PHASE", "EPOCH", "OWNER", "INNER ADDRESS", "SINCE", "LAST REASON", "CORRELATION"];
 
 pub(super) fn session_row(session: &wire::Session) -> Vec<String> {
     vec![
@@ -86,6 +86,7 @@ pub(super) fn session_row(session: &wire::Session) -> Vec<String> {
         session.inner_addresses.join(","),
         since(session.owner_since.as_ref()),
         session.last_reason.clone(),
+        session.correlation_id.clone(),
     ]
 }
 

@@ -1,13 +1,12 @@
 //! The birth of a session: its id, its addresses, its place among the device's sessions.
 
 use jump_proto::store_v1::DeviceRecord;
-use jump_session::ids::{AttemptId, DeviceKey, SessionId};
+use jump_session::ids::SessionId;
 use jump_session::ownership::{
     self, AttachRequest, Change, Phase, RETRY_AFTER, Refusal, Transition, UnixMillis,
 };
 use jump_session::reason::Reason;
 use prost::Message;
-use ring::digest;
 use std::net::IpAddr;
 
 use super::{Arbiter, ArbiterError, Facts, blank};
@@ -21,22 +20,6 @@ const ROUNDS_MAX: usize = 8;
 /// A transition with what else its transaction compares and writes.
 pub(super) type Write = (Transition, Vec<Compare>, Vec<Op>);
 
-/// The id of the session that `attempt` of `device` gives birth to: the same for every retry, at every replica.
-pub fn session_id(device: &DeviceKey, attempt: AttemptId) -> SessionId {
-    let digest = derive(b"jumping-vpn session v1", device, attempt);
-    SessionId::from_uuid(uuid::Builder::from_custom_bytes(digest).into_uuid())
-}
-
-fn derive(label: &[u8], device: &DeviceKey, attempt: AttemptId) -> [u8; 16] {
-    let mut context = digest::Context::new(&digest::SHA256);
-    context.update(label);
-    context.update(device.as_bytes());
-    context.update(&attempt.to_bytes());
-    let digest = context.finish();
-    let (head, _) = digest.as_ref().split_first_chunk().expect("SHA-256 has 32 bytes");
-    *head
-}
-
 impl Arbiter {
     /// Decides a birth and finds its addresses. The inner refusal is the client's answer.
     pub(super) async fn birth(
@@ -48,8 +31,7 @@ impl Arbiter {
     ) -> Result<Result<Write, Refusal>, ArbiterError> {
         // Who may not attach does not make anyone look for addresses.
         let decide = |inner: Vec<IpAddr>, name: String| {
-            let correlation = derive(b"jumping-vpn correlation v1", &request.device, request.attempt);
-            ownership::birth(id, inner, name, correlation, &facts.view, request, &self.policy, now)
+            ownership::birth(id, inner, name, id.correlation(), &facts.view, request, &self.policy, now)
         };
         let Some((device, _)) = &facts.device else {
             return Ok(decide(Vec::new(), String::new()).map(|never| (never, Vec::new(), Vec::new())));
@@ -169,7 +151,7 @@ mod tests {
     use std::time::Duration;
 
     use jump_proto::convert::AttachAsk;
-    use jump_session::ids::{AttachSeq, Epoch};
+    use jump_session::ids::{AttachSeq, AttemptId, DeviceKey, Epoch};
     use jump_session::policy::{DevicePolicy, SessionPolicy};
 
     use super::*;
@@ -239,15 +221,5 @@ mod tests {
         arbiter.attach(&again).await.unwrap();
         let (over, ..) = arbiter.session(first.record.id).await.unwrap();
         assert!(matches!(over.record.phase, Phase::Terminated { .. }));
-    }
-
-    #[test]
-    fn a_retry_of_an_attempt_names_the_same_session_and_another_attempt_does_not() {
-        let device = DeviceKey::from_bytes([1; 32]);
-        let first = session_id(&device, AttemptId::from_bytes([2; 16]));
-        assert_eq!(first, session_id(&device, AttemptId::from_bytes([2; 16])));
-        assert_ne!(first, session_id(&device, AttemptId::from_bytes([3; 16])));
-        assert_ne!(first, session_id(&DeviceKey::from_bytes([9; 32]), AttemptId::from_bytes([2; 16])));
-        assert_eq!(first.as_uuid().get_version_num(), 8);
     }
 }

@@ -7,6 +7,7 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use jump_telemetry::audit::{Actor, ApiAction, Event, LOCAL, RateLimit, emit};
+use jump_telemetry::{CORRELATION_KEY, Correlation};
 use rustls_pki_types::CertificateDer;
 use tonic::codegen::http;
 use tonic::transport::server::{TcpConnectInfo, TlsConnectInfo};
@@ -123,6 +124,10 @@ impl Call {
         let method = format!("jump.control.v1.{}/{}", self.service, self.method);
         let event = || {
             let event = Event::api(action, actor, method, self.from);
+            let event = match correlation_in(headers) {
+                Some(correlation) => event.correlation(correlation),
+                None => event,
+            };
             match status {
                 Some(status) if code != Code::Ok => {
                     event.failed().detail(format!("{code:?}: {}", status.message()))
@@ -132,6 +137,11 @@ impl Call {
         };
         if denied { limited(event) } else { emit(event()) }
     }
+}
+
+/// The session that an answer is about.
+fn correlation_in(headers: &http::HeaderMap) -> Option<Correlation> {
+    headers.get(CORRELATION_KEY)?.to_str().ok()?.parse().ok()
 }
 
 /// What a method does, by its first word.

@@ -11,12 +11,12 @@ use jump_proto::control_v1::gateway_service_server::GatewayService;
 use jump_proto::convert::{AttachAsk, Fields, duration, switch_ages, switch_ages_ms, timestamp};
 use jump_session::ids::{Epoch, Revision, SessionId};
 use jump_session::ownership::{Change, Owner, Phase};
+use jump_telemetry::Correlation;
 use tonic::{Request, Response, Status};
-use tracing::field::display;
-use tracing::{Instrument as _, Span};
+use tracing::Instrument as _;
 
 use super::feed::{self, Feed, ITEMS_PER_MESSAGE, Messages};
-use super::{Context, ServiceError, caller, node_message};
+use super::{Context, ServiceError, about, caller, node_message};
 use crate::arbiter::ArbiterError;
 use crate::bindings::{Delta, Everything};
 use crate::layout::StoredSession;
@@ -107,12 +107,12 @@ impl GatewayApi {
         self.context.keys.load().key_sets.iter().map(|key_set| key_set.as_bytes().to_vec()).collect()
     }
 
-    async fn acknowledge(&self, by: &Owner, ack: &Ack) -> Result<Epoch, ArbiterError> {
+    async fn acknowledge(&self, by: &Owner, ack: &Ack) -> Result<StoredSession, ArbiterError> {
         let Ack { session, epoch, ref switch_ages } = *ack;
         let change = Change::FenceAcknowledged { by: by.clone(), epoch, switch_ages: switch_ages.clone() };
         let stored = self.context.arbiter.change(session, &change).await?;
         log_session(&stored, "fence acknowledged");
-        Ok(stored.record.epoch)
+        Ok(stored)
     }
 
     fn accepted(&self, ask: &AttachAsk, stored: &StoredSession) -> wire::attach_response::Accepted {
@@ -263,23 +263,25 @@ impl GatewayService for GatewayApi {
         let traced = request.metadata().contains_key("traceparent");
         let ask = AttachAsk::try_from(request.into_inner()).map_err(ServiceError::from)?;
         let started = Instant::now();
-        let span = tracing::info_span!("attach", node = %ask.request.claimant.node);
+        let asked_for = Correlation::from(ask.session_id().correlation());
+        let span = tracing::info_span!("attach", node = %ask.request.claimant.node, correlation = %asked_for);
         if !traced {
             // The gateway does not trace: the attempt's trace has this span all the same.
             jump_telemetry::trace::join_attempt(&span, ask.request.attempt);
         }
         let outcome = self.context.arbiter.attach(&ask).instrument(span).await;
         metrics::count_attach(&outcome, started.elapsed());
-        // A session that was asked for and refused is known, most of the time.
-        let correlation_id = outcome.as_ref().ok().map(|stored| stored.record.correlation).or_else(|| {
+        // The record has the last word: of a session that was asked for and refused, too.
+        let recorded = outcome.as_ref().ok().map(|stored| stored.record.correlation).or_else(|| {
             ask.session.and_then(|id| self.context.arbiter.bindings.session(id)).map(|s| s.record.correlation)
         });
-        audit::attach_answered(&ask, &outcome, correlation_id);
+        let correlation = recorded.map_or(asked_for, Correlation::from);
+        audit::attach_answered(&ask, &outcome, correlation);
         let outcome = match outcome {
             Ok(stored) => {
                 tracing::info!(
                     session = %stored.record.id,
-                    correlation = correlation(&stored),
+                    %correlation,
                     epoch = stored.record.epoch.0,
                     reason = ask.request.reason.code(),
                     node = %ask.request.claimant.node,
@@ -292,7 +294,7 @@ impl GatewayService for GatewayApi {
             Err(ArbiterError::Refused(refusal)) => {
                 tracing::info!(
                     session = ask.session.map(tracing::field::display),
-                    correlation = correlation_id.map(|id| tracing::field::display(uuid::Uuid::from_bytes(id))),
+                    %correlation,
                     epoch = refusal.current_epoch.0,
                     reason = refusal.reason.code(),
                     node = %ask.request.claimant.node,
@@ -304,7 +306,7 @@ impl GatewayService for GatewayApi {
             Err(error) => {
                 tracing::warn!(
                     session = ask.session.map(tracing::field::display),
-                    correlation = correlation_id.map(|id| tracing::field::display(uuid::Uuid::from_bytes(id))),
+                    %correlation,
                     node = %ask.request.claimant.node,
                     %error,
                     "attach failed"
@@ -312,12 +314,7 @@ impl GatewayService for GatewayApi {
                 return Err(ServiceError::from(error).into());
             }
         };
-        let mut response = Response::new(wire::AttachResponse { outcome: Some(outcome) });
-        if let Some(id) = correlation_id {
-            jump_telemetry::trace::set_correlation(response.metadata_mut(), id.into());
-            Span::current().record("correlation", display(uuid::Uuid::from_bytes(id)));
-        }
-        Ok(response)
+        Ok(about(wire::AttachResponse { outcome: Some(outcome) }, correlation))
     }
 
     async fn ack_fence(
@@ -332,8 +329,8 @@ impl GatewayService for GatewayApi {
         let (owner, session) = fields.finish(|| Some((owner?, session?))).map_err(ServiceError::from)?;
         let switch_ages = switch_ages(&request.switch_ages_ms);
         let ack = Ack { session, epoch: Epoch(request.epoch), switch_ages };
-        let epoch = self.acknowledge(&owner, &ack).await.map_err(ServiceError::from)?;
-        Ok(Response::new(wire::AckFenceResponse { epoch: epoch.0 }))
+        let record = self.acknowledge(&owner, &ack).await.map_err(ServiceError::from)?.record;
+        Ok(about(wire::AckFenceResponse { epoch: record.epoch.0 }, record.correlation.into()))
     }
 
     async fn release(
@@ -358,7 +355,7 @@ impl GatewayService for GatewayApi {
         };
         let stored = self.context.arbiter.change(session, &change).await.map_err(ServiceError::from)?;
         log_session(&stored, if request.terminate { "session ended" } else { "session released" });
-        Ok(Response::new(wire::ReleaseResponse {}))
+        Ok(about(wire::ReleaseResponse {}, stored.record.correlation.into()))
     }
 
     type WatchBindingsStream = Messages<wire::WatchBindingsResponse>;

@@ -5,12 +5,13 @@ use std::sync::Arc;
 use jump_proto::control_v1 as wire;
 use jump_proto::control_v1::ownership_service_server::OwnershipService;
 use jump_session::ids::{NodeId, SessionId};
+use jump_telemetry::Correlation;
 use tokio::sync::mpsc;
 use tonic::{Request, Response, Status};
 
 use super::feed::Messages;
 use super::session::parse_session;
-use super::{Context, ServiceError, caller};
+use super::{Context, ServiceError, about, caller};
 use crate::bindings::Wake;
 
 /// How many answers may wait for a slow watcher.
@@ -29,10 +30,15 @@ impl OwnershipApi {
     }
 }
 
-async fn read(context: &Context, id: SessionId) -> Result<(wire::Ownership, Option<NodeId>), ServiceError> {
+/// The answer, the owner's node, and the session's correlation id.
+async fn read(
+    context: &Context,
+    id: SessionId,
+) -> Result<(wire::Ownership, Option<NodeId>, Correlation), ServiceError> {
     let (stored, owner_registered, revision) = context.arbiter.session(id).await?;
     let node = stored.record.owner().map(|owner| owner.node.clone());
-    Ok((wire::Ownership::of(&stored.record, owner_registered, revision), node))
+    let ownership = wire::Ownership::of(&stored.record, owner_registered, revision);
+    Ok((ownership, node, stored.record.correlation.into()))
 }
 
 #[tonic::async_trait]
@@ -43,8 +49,8 @@ impl OwnershipService for OwnershipApi {
     ) -> Result<Response<wire::GetOwnershipResponse>, Status> {
         caller::reader(&request)?;
         let id = parse_session(&request.get_ref().session_id)?;
-        let (ownership, _) = read(&self.context, id).await?;
-        Ok(Response::new(wire::GetOwnershipResponse { ownership: Some(ownership) }))
+        let (ownership, _, correlation) = read(&self.context, id).await?;
+        Ok(about(wire::GetOwnershipResponse { ownership: Some(ownership) }, correlation))
     }
 
     type WatchOwnershipStream = Messages<wire::WatchOwnershipResponse>;
@@ -55,10 +61,10 @@ impl OwnershipService for OwnershipApi {
     ) -> Result<Response<Self::WatchOwnershipStream>, Status> {
         caller::reader(&request)?;
         let id = parse_session(&request.get_ref().session_id)?;
-        read(&self.context, id).await?;
+        let (_, _, correlation) = read(&self.context, id).await?;
         let (answers, stream) = mpsc::channel(QUEUE_ANSWERS);
         tokio::spawn(follow(Arc::clone(&self.context), id, answers));
-        Ok(Response::new(Messages::new(stream)))
+        Ok(about(Messages::new(stream), correlation))
     }
 }
 
@@ -83,7 +89,7 @@ async fn follow(
         };
         tokio::pin!(node_changed);
         let (answer, owner) = match read(&context, id).await {
-            Ok((ownership, owner)) => {
+            Ok((ownership, owner, _)) => {
                 // The read's revision moves with every write of anybody; it alone is no news.
                 let news = told.as_ref().is_none_or(|told| {
                     wire::Ownership { revision: told.revision, ..ownership.clone() } != *told

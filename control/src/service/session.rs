@@ -8,10 +8,11 @@ use jump_proto::convert::Fields;
 use jump_session::ids::{DeviceKey, NodeId, Revision, SessionId};
 use jump_session::ownership::{Change, Phase};
 use jump_session::reason::Reason;
+use jump_telemetry::Correlation;
 use tonic::{Request, Response, Status};
 
 use super::feed::{self, Feed, ITEMS_PER_MESSAGE, Messages};
-use super::{Context, ServiceError, caller};
+use super::{Context, ServiceError, about, caller};
 use crate::bindings::{Delta, Everything};
 use crate::layout::StoredSession;
 
@@ -56,7 +57,7 @@ impl SessionService for SessionApi {
         let id = parse_session(&request.get_ref().session_id)?;
         let (stored, _, _) = self.context.arbiter.session(id).await.map_err(ServiceError::from)?;
         let session = Some(wire::Session::of(&stored.record, stored.modified));
-        Ok(Response::new(wire::GetSessionResponse { session }))
+        Ok(about(wire::GetSessionResponse { session }, stored.record.correlation.into()))
     }
 
     async fn list_sessions(
@@ -112,8 +113,10 @@ impl SessionService for SessionApi {
         let id = parse_session(&request.session_id)?;
         let change = Change::Terminate { by: None, reason: Reason::OperatorTerminated };
         let stored = self.context.arbiter.change(id, &change).await.map_err(ServiceError::from)?;
+        let correlation = Correlation::from(stored.record.correlation);
         tracing::info!(
             session = %id,
+            %correlation,
             epoch = stored.record.epoch.0,
             reason = stored.record.reason.code(),
             operator = operator.name(),
@@ -121,7 +124,7 @@ impl SessionService for SessionApi {
             "session ended by an operator"
         );
         let session = Some(wire::Session::of(&stored.record, stored.modified));
-        Ok(Response::new(wire::TerminateSessionResponse { session }))
+        Ok(about(wire::TerminateSessionResponse { session }, correlation))
     }
 
     async fn move_session(
@@ -140,8 +143,10 @@ impl SessionService for SessionApi {
         }
         let change = Change::Move { to };
         let stored = self.context.arbiter.change(id, &change).await.map_err(ServiceError::from)?;
+        let correlation = Correlation::from(stored.record.correlation);
         tracing::info!(
             session = %id,
+            %correlation,
             epoch = stored.record.epoch.0,
             reason = Reason::OperatorMove.code(),
             to = request.node_id,
@@ -150,7 +155,7 @@ impl SessionService for SessionApi {
             "session ordered to move"
         );
         let session = Some(wire::Session::of(&stored.record, stored.modified));
-        Ok(Response::new(wire::MoveSessionResponse { session }))
+        Ok(about(wire::MoveSessionResponse { session }, correlation))
     }
 }
 

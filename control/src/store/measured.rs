@@ -4,6 +4,8 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use jump_session::ids::Revision;
+use jump_telemetry::Correlation;
+use tracing::field::{DisplayValue, display};
 use tracing::{Instrument as _, Span};
 
 use super::{Lease, LeaseId, Outcome, Page, SharedStore, Snapshot, Store, StoreError, Txn, WatchStream};
@@ -40,6 +42,11 @@ async fn measured<T>(
     result
 }
 
+/// Of the session that the caller works for, if it works for one.
+fn correlation() -> Option<DisplayValue<Correlation>> {
+    Correlation::current().map(display)
+}
+
 fn ok<T>(_: &T) -> &'static str {
     "ok"
 }
@@ -47,7 +54,7 @@ fn ok<T>(_: &T) -> &'static str {
 #[async_trait]
 impl Store for MeasuredStore {
     async fn read(&self, keys: &[String]) -> Result<Snapshot, StoreError> {
-        let span = tracing::info_span!("store.read", keys = keys.len());
+        let span = tracing::info_span!("store.read", correlation = correlation(), keys = keys.len());
         measured("read", span, self.inner.read(keys), ok).await
     }
 
@@ -58,12 +65,13 @@ impl Store for MeasuredStore {
         limit: usize,
         at: Option<Revision>,
     ) -> Result<Page, StoreError> {
-        let span = tracing::info_span!("store.range", prefix);
+        let span = tracing::info_span!("store.range", correlation = correlation(), prefix);
         measured("range", span, self.inner.range(prefix, after, limit, at), ok).await
     }
 
     async fn commit(&self, txn: Txn) -> Result<Outcome, StoreError> {
-        let span = tracing::info_span!("store.commit", compares = txn.compares.len(), ops = txn.ops.len());
+        let (compares, ops) = (txn.compares.len(), txn.ops.len());
+        let span = tracing::info_span!("store.commit", correlation = correlation(), compares, ops);
         measured("commit", span, self.inner.commit(txn), |outcome| match outcome {
             Outcome::Committed(_) => "ok",
             Outcome::Conflict => "conflict",

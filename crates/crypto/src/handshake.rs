@@ -164,6 +164,13 @@ pub struct AttachIntent {
     pub holding: Holding,
 }
 
+impl AttachIntent {
+    /// The session that `device` goes on with, or the one that this attempt gives birth to.
+    pub fn session_of(&self, device: &DeviceKey) -> SessionId {
+        self.session.unwrap_or_else(|| SessionId::born_of(device, self.attempt))
+    }
+}
+
 /// What a device holds of the cluster's public keys, so that it is answered under keys that it can verify and told of
 /// those that it does not know yet (`docs/protocol.md` §3.2).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

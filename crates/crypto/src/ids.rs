@@ -3,6 +3,7 @@
 use core::fmt;
 use core::str::FromStr;
 
+use ring::digest;
 use uuid::Uuid;
 
 /// Says why a text or byte string is not an identifier.
@@ -70,6 +71,29 @@ macro_rules! uuid_id {
 uuid_id! {
     /// Names one VPN session for its whole life, tombstone included. Never a credential.
     SessionId, "session id"
+}
+
+impl SessionId {
+    /// The session that `attempt` of `device` gives birth to: the same for every retry, and for everybody who sees it.
+    pub fn born_of(device: &DeviceKey, attempt: AttemptId) -> Self {
+        let bytes = derive(b"jumping-vpn session v1", &[device.as_bytes(), &attempt.to_bytes()]);
+        Self(uuid::Builder::from_custom_bytes(bytes).into_uuid())
+    }
+
+    /// The id that everything which is told of the session bears: logs, spans, audit events, calls. It follows from the
+    /// session's, so that whoever knows the one knows the other, from the first message on.
+    pub fn correlation(self) -> [u8; 16] {
+        derive(b"jumping-vpn correlation v2", &[&self.to_bytes()])
+    }
+}
+
+fn derive(label: &[u8], parts: &[&[u8]]) -> [u8; 16] {
+    let mut context = digest::Context::new(&digest::SHA256);
+    context.update(label);
+    parts.iter().for_each(|part| context.update(part));
+    let digest = context.finish();
+    let (head, _) = digest.as_ref().split_first_chunk().expect("SHA-256 has 32 bytes");
+    *head
 }
 
 uuid_id! {
@@ -277,6 +301,19 @@ mod tests {
         for good in ["a", "gw-1", "gw-1.eu", &"a".repeat(63)] {
             assert_eq!(good.parse::<NodeId>().map(|n| n.to_string()), Ok(good.to_owned()));
         }
+    }
+
+    #[test]
+    fn a_retry_of_an_attempt_names_the_same_session_and_another_attempt_does_not() {
+        let (device, attempt) = (DeviceKey::from_bytes([1; 32]), AttemptId::from_bytes([2; 16]));
+        let first = SessionId::born_of(&device, attempt);
+        assert_eq!(first, SessionId::born_of(&device, attempt));
+        assert_ne!(first, SessionId::born_of(&device, AttemptId::from_bytes([3; 16])));
+        assert_ne!(first, SessionId::born_of(&DeviceKey::from_bytes([9; 32]), attempt));
+        assert_eq!(first.as_uuid().get_version_num(), 8);
+        // Parts of different versions must agree on both ids.
+        assert_eq!(first.to_string(), "418da45a-d331-8d86-9811-990bd09fe304");
+        assert_eq!(Uuid::from_bytes(first.correlation()).to_string(), "a2a7bd35-b9b2-7189-0abd-eb56b073272a");
     }
 
     #[test]

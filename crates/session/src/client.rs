@@ -43,8 +43,8 @@ mod ways;
 
 pub use detection::{Patience, RoundTrip};
 pub use event::{
-    Attached, Drops, Event, Meter, NetworkChange, Now, PathError, PathId, Status, Stored, Ticket, Timings,
-    Transmit, TriedWay,
+    Attached, Drops, Event, Health, Meter, NetworkChange, Now, PathError, PathHealth, PathId, Status, Stored,
+    Ticket, Timings, Transmit, TriedWay,
 };
 pub use path_mtu::{BASE_MTU, Phase as MtuPhase};
 pub use state::{State, Trigger};
@@ -383,6 +383,20 @@ impl Client {
             last_received: self.link.as_ref().map(|link| link.detector.last_received()),
             roster: self.roster.clone(),
             attaches: self.attaches,
+            drops: self.drops,
+        }
+    }
+
+    /// How the session and its path are: of [`Self::status`], what costs nothing to tell.
+    pub fn health(&self) -> Health {
+        Health {
+            state: self.state,
+            path: self.link.as_ref().map(|link| PathHealth {
+                transport: link.transport,
+                rtt: link.detector.rtt(),
+                loss_up: link.meter.loss_up,
+                loss_down: link.meter.loss_down,
+            }),
             drops: self.drops,
         }
     }

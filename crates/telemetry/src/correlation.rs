@@ -1,7 +1,12 @@
 //! The one id that a session carries through logs, spans, audit events and gRPC calls.
 
 use std::fmt;
+use std::future::Future;
 use std::str::FromStr;
+
+tokio::task_local! {
+    static CURRENT: Correlation;
+}
 
 /// The gRPC metadata key that carries a correlation id.
 pub const CORRELATION_KEY: &str = "jump-correlation";
@@ -24,6 +29,19 @@ impl Correlation {
     /// Returns the 16 bytes.
     pub const fn to_bytes(self) -> [u8; 16] {
         self.0
+    }
+
+    /// Runs `work` for the session that the id stands for: [`Self::current`] knows it meanwhile.
+    ///
+    /// # Cancel safety
+    /// As `work`.
+    pub async fn scope<F: Future>(self, work: F) -> F::Output {
+        CURRENT.scope(self, work).await
+    }
+
+    /// The session that the current task works for, if it works for one.
+    pub fn current() -> Option<Self> {
+        CURRENT.try_with(|current| *current).ok()
     }
 }
 

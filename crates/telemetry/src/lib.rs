@@ -7,6 +7,7 @@
 pub mod audit;
 mod correlation;
 pub mod docs;
+pub mod entropy;
 pub mod log;
 pub mod metrics;
 pub mod recovery;

@@ -325,16 +325,23 @@ mod tests {
         assert_eq!(error.to_string(), "invalid log filter \"info,jump=loud\"");
     }
 
-    #[test]
-    fn levels_change_while_the_program_runs_and_a_bad_filter_changes_nothing() {
+    /// The lines that `work` logs, with levels that begin at `info`.
+    fn lines_of(work: impl FnOnce(&LogHandle)) -> Vec<String> {
         let (sink, lines) = writer::memory();
         let writer = QueueWriter::start(sink).expect("a thread starts");
         let (filter, filter_handle) = reload::Layer::new(parse_filter("info").expect("valid"));
-        let config = LogConfig::default();
-        let subscriber =
-            tracing_subscriber::registry().with(LineLayer::new(&config, writer.clone()).with_filter(filter));
+        let lines_layer = LineLayer::new(&LogConfig::default(), writer.clone());
+        let subscriber = tracing_subscriber::registry().with(lines_layer.with_filter(filter));
         let handle = LogHandle::new(filter_handle, "info");
-        tracing::subscriber::with_default(subscriber, || {
+        tracing::subscriber::with_default(subscriber, || work(&handle));
+        assert!(writer.flush(Duration::from_secs(5)));
+        let lines = lines.lock().expect("no panic");
+        lines.clone()
+    }
+
+    #[test]
+    fn levels_change_while_the_program_runs_and_a_bad_filter_changes_nothing() {
+        let lines = lines_of(|handle| {
             let say = || tracing::debug!("deep");
             say();
             assert!(handle.set_filter("jump=loud").is_err());
@@ -345,20 +352,12 @@ mod tests {
             handle.reset_filter();
             say();
         });
-        assert!(writer.flush(Duration::from_secs(5)));
-        assert_eq!(lines.lock().expect("no panic").len(), 1);
+        assert_eq!(lines.len(), 1);
     }
 
     #[test]
     fn levels_are_set_per_target_and_levels_configured_anew_are_the_ones_to_go_back_to() {
-        let (sink, lines) = writer::memory();
-        let writer = QueueWriter::start(sink).expect("a thread starts");
-        let (filter, filter_handle) = reload::Layer::new(parse_filter("info").expect("valid"));
-        let config = LogConfig::default();
-        let subscriber =
-            tracing_subscriber::registry().with(LineLayer::new(&config, writer.clone()).with_filter(filter));
-        let handle = LogHandle::new(filter_handle, "info");
-        tracing::subscriber::with_default(subscriber, || {
+        let lines = lines_of(|handle| {
             let say = || {
                 tracing::debug!(target: "jump_gateway::mesh", "wanted");
                 tracing::debug!(target: "jump_gateway::lease", "unwanted");
@@ -374,8 +373,6 @@ mod tests {
             handle.reset_filter();
             assert_eq!(handle.filter(), "jump_gateway::mesh=debug,info");
         });
-        assert!(writer.flush(Duration::from_secs(5)));
-        let lines = lines.lock().expect("no panic");
         assert_eq!(lines.len(), 2);
         assert!(lines.iter().all(|line| line.contains("\"wanted\"")));
     }

@@ -251,6 +251,7 @@ pub const OWN: &[&[MetricDef]] = &[
     crate::sink::METRICS,
     crate::trace::METRICS,
     crate::recovery::METRICS,
+    crate::entropy::METRICS,
 ];
 
 fn all<'a>(definitions: &'a [&'a [MetricDef]]) -> impl Iterator<Item = &'a MetricDef> {

@@ -5,6 +5,7 @@ use std::time::{Duration, SystemTime};
 use jump_session::ids::AttemptId;
 use jump_session::reason::Reason;
 
+use crate::Correlation;
 use crate::audit::RecoveryDurations;
 use crate::metrics::{Kind, LATENCY_BUCKETS, MetricDef, Unit};
 use crate::trace;
@@ -53,7 +54,13 @@ pub fn measured(cause: Reason, phase: Phase, took: Duration) {
 
 /// Records a whole recovery as the client saw it: the histogram, and the root of the attempt's trace with a span for
 /// each phase. The trace goes from the decision to the first byte; the detection before it is an attribute.
-pub fn completed(attempt: AttemptId, cause: Reason, accepted: SystemTime, durations: RecoveryDurations) {
+pub fn completed(
+    attempt: AttemptId,
+    cause: Reason,
+    accepted: SystemTime,
+    durations: RecoveryDurations,
+    correlation: Correlation,
+) {
     let RecoveryDurations { detect, handshake, commit, first_byte } = durations;
     let phases = [(Phase::Handshake, handshake), (Phase::Commit, commit), (Phase::FirstByte, first_byte)];
     measured(cause, Phase::Detect, detect);
@@ -62,11 +69,12 @@ pub fn completed(attempt: AttemptId, cause: Reason, accepted: SystemTime, durati
         attempt,
         "reattach",
         start..accepted + first_byte,
+        correlation,
         &[("reason", cause.code().to_owned()), ("detect_us", detect.as_micros().to_string())],
     );
     for (phase, took) in phases {
         measured(cause, phase, took);
-        trace::past_span(attempt, phase.name(), start..start + took, &[]);
+        trace::past_span(attempt, phase.name(), start..start + took, correlation);
         start += took;
     }
 }

@@ -231,16 +231,11 @@ fn ratio_in_force() -> f64 {
 }
 
 /// Records a span of an attempt that is over already, below the attempt's root. Costs nothing where nothing is traced.
-pub fn past_span(
-    attempt: AttemptId,
-    name: &'static str,
-    time: Range<SystemTime>,
-    attributes: &[(&'static str, String)],
-) {
+pub fn past_span(attempt: AttemptId, name: &'static str, time: Range<SystemTime>, correlation: Correlation) {
     let context = attempt_context(attempt, ratio_in_force());
     if let Some(tracer) = TRACER.get().filter(|_| context.is_sampled()) {
         let parent = Context::new().with_remote_span_context(context);
-        record(tracer, tracer.span_builder(name), &parent, time, attributes);
+        record(tracer, tracer.span_builder(name), &parent, time, correlation, &[]);
     }
 }
 
@@ -250,12 +245,13 @@ pub fn past_root(
     attempt: AttemptId,
     name: &'static str,
     time: Range<SystemTime>,
+    correlation: Correlation,
     attributes: &[(&'static str, String)],
 ) {
     let context = attempt_context(attempt, ratio_in_force());
     if let Some(tracer) = TRACER.get().filter(|_| context.is_sampled()) {
         ROOT.set(Some((context.trace_id(), context.span_id())));
-        record(tracer, tracer.span_builder(name), &Context::new(), time, attributes);
+        record(tracer, tracer.span_builder(name), &Context::new(), time, correlation, attributes);
         ROOT.set(None);
     }
 }
@@ -265,9 +261,11 @@ fn record(
     span: SpanBuilder,
     parent: &Context,
     time: Range<SystemTime>,
+    correlation: Correlation,
     attributes: &[(&'static str, String)],
 ) {
     let attributes = attributes.iter().map(|(key, value)| KeyValue::new(*key, value.clone()));
+    let attributes = attributes.chain([KeyValue::new("correlation", correlation.to_string())]);
     let span = span.with_start_time(time.start).with_attributes(attributes);
     tracer.build_with_context(span, parent).end_with_timestamp(time.end);
 }

@@ -103,6 +103,7 @@ impl DataPlane {
         if let Some(old) = self.carried(id)
             && let Some(Entry::Session(old_session)) = self.entries.replace(old, Entry::Reserved)
         {
+            self.census.leave(old_session.machine.state());
             replaced = self.retire(old, *old_session, Retirement::Replaced, tick).into();
         }
         let Some(Entry::Handshake(handshake)) = self.entries.replace(local, Entry::Reserved) else { return };
@@ -149,6 +150,7 @@ impl DataPlane {
         seal_to_client(&mut session.sealing, Content::Control, path, &frame, wire, &mut self.counters);
         send_key_set(&mut session.sealing, path, key_set, wire, &mut self.counters);
         session.outcome = Some(Box::new(Outcome { frame, until: tick.now.saturating_add(OUTCOME_WAIT) }));
+        self.census.enter(session.machine.state());
         self.entries.replace(local, Entry::Session(session));
         self.by_session.insert(id, local);
         self.counters.add(Count::Accepted);
@@ -275,6 +277,7 @@ impl DataPlane {
         self.note_changes(local);
         let Some(Entry::Session(session)) = self.entries.replace(local, Entry::Reserved) else { return };
         self.by_session.remove(&session.id);
+        self.census.leave(session.machine.state());
         self.counters.add(Count::Fenced);
         let inner = session.inner;
         if let StopCause::Terminated(_) = cause {
@@ -320,6 +323,7 @@ impl DataPlane {
     pub(super) fn end_session(&mut self, local: u32, reason: Reason, now: Nanos) {
         let Some(Entry::Session(session)) = self.entries.remove(local, Rest::Long, now) else { return };
         self.by_session.remove(&session.id);
+        self.census.leave(session.machine.state());
         for address in session.inner.iter() {
             self.routes.remove(address, session.id);
         }
@@ -405,6 +409,7 @@ impl DataPlane {
     fn note_changes(&mut self, local: u32) {
         for effect in std::mem::take(&mut self.effects) {
             if let jump_session::gateway::Effect::Changed { from, to, reason } = effect {
+                self.census.change(from, to);
                 self.note(local, What::Changed(from, to, reason));
             }
         }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
-use jump_session::gateway::Nanos;
+use jump_session::gateway::{Nanos, State};
 use jump_session::path::{Path, Transport};
 use jump_transport::batch::{Datagram, HEADROOM, TAILROOM};
 use jump_transport::clock::boottime_nanos;
@@ -38,6 +38,8 @@ pub struct Shared {
     pub passes: AtomicU64,
     /// Sessions carried.
     pub sessions: AtomicU64,
+    /// Those of them in each state, in the order of [`State::ALL`].
+    pub states: [AtomicU64; State::ALL.len()],
     /// Receiver indices in use.
     pub entries: AtomicU64,
     /// Known ways to inner addresses.
@@ -266,6 +268,9 @@ fn patience(due: Option<Nanos>, now: Nanos) -> Duration {
 fn publish(plane: &DataPlane, doors: &Doors, shared: &Shared) {
     shared.passes.fetch_add(1, Ordering::Relaxed);
     shared.sessions.store(plane.sessions() as u64, Ordering::Relaxed);
+    for (state, shown) in State::ALL.into_iter().zip(&shared.states) {
+        shown.store(u64::from(plane.sessions_in(state)), Ordering::Relaxed);
+    }
     shared.entries.store(plane.entries() as u64, Ordering::Relaxed);
     shared.routes.store(plane.routes() as u64, Ordering::Relaxed);
     shared.links.store(plane.links() as u64, Ordering::Relaxed);

@@ -6,6 +6,7 @@
 mod admission;
 mod backlog;
 mod bindings;
+mod census;
 mod claims;
 mod command;
 mod counters;
@@ -38,7 +39,7 @@ use jump_crypto::entropy::Entropy;
 use jump_crypto::ids::{Epoch, NodeNumber, ReceiverIndex, SessionId};
 use jump_crypto::record::{Content, HEADER_LEN, OVERHEAD, SealingKey};
 use jump_session::frame::{FRAME_LEN_MAX, Frame, MTU_MAX};
-use jump_session::gateway::{Effect, Nanos, Timing};
+use jump_session::gateway::{Effect, Nanos, State, Timing};
 use jump_session::path::Path;
 use jump_transport::tun::ecn_of;
 use tokio::sync::mpsc;
@@ -186,6 +187,7 @@ pub struct DataPlane {
     unsent: VecDeque<Event>,
     draining: Option<(jump_session::reason::Reason, Vec<std::net::SocketAddr>)>,
     effects: Vec<Effect>,
+    census: census::Census,
     counters: Counters,
 }
 
@@ -227,6 +229,7 @@ impl DataPlane {
             unsent: VecDeque::new(),
             draining: None,
             effects: Vec::with_capacity(16),
+            census: census::Census::default(),
             counters: Counters::new(),
         }
     }
@@ -243,6 +246,11 @@ impl DataPlane {
     /// Sessions carried here.
     pub fn sessions(&self) -> usize {
         self.by_session.len()
+    }
+
+    /// Those of them that are in `state`.
+    pub fn sessions_in(&self, state: State) -> u32 {
+        self.census.count(state)
     }
 
     /// Indices in use: sessions, handshakes and retired keys.
@@ -345,7 +353,10 @@ impl DataPlane {
                     self.counters.add(Count::PathMoves);
                     self.note(local, What::Moved(from, to, binding, reason));
                 }
-                Effect::Changed { from, to, reason } => self.note(local, What::Changed(from, to, reason)),
+                Effect::Changed { from, to, reason } => {
+                    self.census.change(from, to);
+                    self.note(local, What::Changed(from, to, reason));
+                }
                 Effect::MoveRefused { to, reason } => {
                     self.counters.add(Count::PathMovesRefused);
                     self.note(local, What::MoveRefused(to, reason));

@@ -172,7 +172,19 @@ impl Node {
     }
 
     pub(super) fn command(&mut self, command: Command) -> After {
-        self.plane.handle_command(self.tick(), command, true, &mut self.wire)
+        let after = self.plane.handle_command(self.tick(), command, true, &mut self.wire);
+        self.check_census();
+        after
+    }
+
+    /// The sessions counted by state are those that are there.
+    fn check_census(&self) {
+        let mut there = [0; State::ALL.len()];
+        for local in self.plane.by_session.values() {
+            let Some(Entry::Session(session)) = self.plane.entries.get(*local) else { panic!("no session") };
+            there[session.machine.state() as usize] += 1;
+        }
+        assert_eq!(State::ALL.map(|state| self.plane.sessions_in(state)), there);
     }
 
     pub(super) fn client_sends(&mut self, source: SocketAddr, datagram: &[u8]) {
@@ -181,6 +193,7 @@ impl Node {
             tape.push((Some(source), datagram.clone()));
         }
         self.plane.handle_client(self.tick(), source, &mut datagram, &mut self.wire);
+        self.check_census();
     }
 
     pub(super) fn mesh_brings(&mut self, datagram: &[u8]) {
@@ -198,6 +211,7 @@ impl Node {
     pub(super) fn advance(&mut self, by: Nanos) {
         self.now += by;
         self.plane.handle_timers(self.tick(), &mut self.wire);
+        self.check_census();
     }
 
     pub(super) fn dropped(&self, reason: DropReason) -> u64 {

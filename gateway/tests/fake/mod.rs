@@ -15,6 +15,8 @@ use jump_crypto::keys::{ClusterSecret, GrantSigner};
 use jump_proto::control_v1::attach_response::{Accepted, Outcome};
 use jump_proto::control_v1::gateway_service_server::{GatewayService, GatewayServiceServer};
 use jump_proto::control_v1::*;
+use jump_telemetry::Correlation;
+use jump_telemetry::trace::correlation;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
 use tonic::transport::{Certificate, Identity, Server, ServerTlsConfig};
@@ -41,6 +43,8 @@ pub(crate) struct State {
     pub(crate) releases: Vec<ReleaseRequest>,
     pub(crate) deregistered: Vec<DeregisterRequest>,
     pub(crate) attached: Vec<AttachRequest>,
+    /// What the metadata of requests about one session said, by method.
+    pub(crate) correlations: Vec<(&'static str, Option<Correlation>)>,
     pub(crate) epochs: HashMap<String, u64>,
     pub(crate) watchers: Vec<mpsc::Sender<Result<WatchBindingsResponse, Status>>>,
     pub(crate) watches: u32,
@@ -82,6 +86,7 @@ impl FakeControl {
             releases: vec![],
             deregistered: vec![],
             attached: vec![],
+            correlations: vec![],
             epochs: HashMap::new(),
             watchers: vec![],
             watches: 0,
@@ -160,6 +165,13 @@ impl Service {
     fn state(&self) -> std::sync::MutexGuard<'_, State> {
         self.state.lock().unwrap()
     }
+
+    /// The state, with the request's correlation id noted.
+    fn asked<T>(&self, method: &'static str, request: &Request<T>) -> std::sync::MutexGuard<'_, State> {
+        let mut state = self.state();
+        state.correlations.push((method, correlation(request.metadata())));
+        state
+    }
 }
 
 fn duration(duration: Duration) -> prost_types::Duration {
@@ -222,8 +234,8 @@ impl GatewayService for Service {
     }
 
     async fn attach(&self, request: Request<AttachRequest>) -> Result<Response<AttachResponse>, Status> {
+        let mut state = self.asked("Attach", &request);
         let request = request.into_inner();
-        let mut state = self.state();
         let session = if request.session_id.is_empty() {
             SessionId::from_bytes([7; 16]).to_string()
         } else {
@@ -268,13 +280,14 @@ impl GatewayService for Service {
         &self,
         request: Request<AckFenceRequest>,
     ) -> Result<Response<AckFenceResponse>, Status> {
+        let mut state = self.asked("AckFence", &request);
         let request = request.into_inner();
-        self.state().fence_acks.push((request.session_id, request.epoch));
+        state.fence_acks.push((request.session_id, request.epoch));
         Ok(Response::new(AckFenceResponse { epoch: request.epoch + 1 }))
     }
 
     async fn release(&self, request: Request<ReleaseRequest>) -> Result<Response<ReleaseResponse>, Status> {
-        self.state().releases.push(request.into_inner());
+        self.asked("Release", &request).releases.push(request.into_inner());
         Ok(Response::new(ReleaseResponse {}))
     }
 

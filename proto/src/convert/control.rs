@@ -35,6 +35,13 @@ pub struct AttachAsk {
     pub grant_keys: Vec<[u8; 4]>,
 }
 
+impl AttachAsk {
+    /// The session that is asked for, or the one that this attempt gives birth to.
+    pub fn session_id(&self) -> SessionId {
+        self.session.unwrap_or_else(|| SessionId::born_of(&self.request.device, self.request.attempt))
+    }
+}
+
 impl TryFrom<wire::AttachRequest> for AttachAsk {
     type Error = BadFields;
 

@@ -17,7 +17,7 @@ use jump_tests::lab::fleet::{self, Fleet, FleetPlan, Group, Traffic};
 use jump_tests::lab::paired::Paired;
 use jump_tests::lab::process::cpu_time;
 use jump_tests::lab::programs::{GATEWAY_PORT, metric};
-use jump_tests::lab::receivers::{BROKEN, BROKEN_SINKS, Receivers};
+use jump_tests::lab::receivers::{Receivers, broken, broken_sinks};
 
 /// Runs three clusters side by side: silent, with logs and metrics as by default, and with receivers of audit events that
 /// stand still, refuse and die. Short rounds in turn compare a download through one device and the attaches of many. Needs
@@ -56,10 +56,10 @@ enum Variant {
 impl Variant {
     const ALL: [Self; 3] = [Self::Silent, Self::Logs, Self::Broken];
 
-    fn settings(self) -> &'static str {
+    fn settings(self) -> String {
         match self {
-            Self::Silent | Self::Logs => "",
-            Self::Broken => BROKEN,
+            Self::Silent | Self::Logs => String::new(),
+            Self::Broken => broken(),
         }
     }
 }
@@ -192,8 +192,8 @@ impl Site {
         let plan = Plan {
             gateways: 1,
             return_route: jump_tests::lab::network::ReturnRoute::Gateway(0),
-            control_settings: settings.to_owned(),
-            gateway_settings: settings.to_owned(),
+            control_settings: settings.clone(),
+            gateway_settings: settings,
             audit: false,
             ..Plan::small(label)
         };
@@ -288,7 +288,7 @@ impl Site {
             return Ok(());
         }
         for host in self.cluster.network.gateways.iter().chain(&self.cluster.network.controls) {
-            for name in BROKEN_SINKS {
+            for name in broken_sinks() {
                 let dropped =
                     metric(host, "jump_audit_sink_events_dropped_total", &format!("sink=\"{name}\""))?;
                 ensure!(dropped > 0.0, "sink {name} dropped nothing: it was not held up");

@@ -17,7 +17,7 @@ pub const CONTROL_PORT: u16 = 7443;
 pub const GATEWAY_PORT: u16 = 51820;
 /// The port of a gateway's mesh socket.
 pub const MESH_PORT: u16 = 51821;
-/// The port of control's and a gateway's metrics, on their loopback.
+/// The port of a program's metrics, on its loopback.
 pub const METRICS_PORT: u16 = 9090;
 
 /// Finds a program of the workspace beside the running one (`target/PROFILE`, also from `target/PROFILE/deps`).
@@ -303,14 +303,24 @@ impl Operator {
     }
 }
 
-/// Reads a counter or gauge from the metrics endpoint of control or a gateway: the sum over all series of that name whose labels
+/// What the metrics endpoint of the program in a host says.
+///
+/// # Errors
+/// When the endpoint does not answer.
+pub fn metrics_page(host: &Host) -> Result<String> {
+    let answer = host.namespace.enter(|| http_get(METRICS_PORT, "/metrics"))??;
+    let (_, page) = answer.split_once("\r\n\r\n").context("no answer of HTTP")?;
+    Ok(page.to_owned())
+}
+
+/// Reads a counter or gauge from the metrics endpoint of the program in a host: the sum over all series of that name whose labels
 /// contain `label`; 0 when there is none yet.
 ///
 /// # Errors
 /// When the endpoint does not answer.
 pub fn metric(host: &Host, name: &str, label: &str) -> Result<f64> {
-    let body = host.namespace.enter(|| http_get(METRICS_PORT, "/metrics"))??;
-    let lines = body.lines().filter(|line| {
+    let page = metrics_page(host)?;
+    let lines = page.lines().filter(|line| {
         line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' ']) && rest.contains(label))
     });
     Ok(lines.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum())

@@ -7,75 +7,33 @@ use anyhow::{Context as _, Result};
 
 use super::network::Host;
 
-/// Sinks (TOML) of every kind that leaves the machine to a receiver that never reads, one that refuses, and one that dies
-/// in the middle of each batch.
-pub const BROKEN: &str = r#"
-[audit]
-queue_events_max = 4096
-[[audit.sinks]]
-kind = "syslog"
-name = "stalled"
-transport = "tcp"
-address = "127.0.0.1:6601"
-queue = { events_max = 16 }
-[[audit.sinks]]
-kind = "otlp"
-name = "stalled-otlp"
-endpoint = "http://127.0.0.1:6601"
-queue = { events_max = 16 }
-[[audit.sinks]]
-kind = "http"
-name = "stalled-http"
-url = "http://127.0.0.1:6601/ingest"
-queue = { events_max = 16 }
-[[audit.sinks]]
-kind = "syslog"
-name = "refused-syslog"
-transport = "tcp"
-address = "127.0.0.1:6602"
-queue = { events_max = 16 }
-[[audit.sinks]]
-kind = "otlp"
-name = "refused"
-endpoint = "http://127.0.0.1:6602"
-queue = { events_max = 16 }
-[[audit.sinks]]
-kind = "http"
-name = "refused-http"
-url = "http://127.0.0.1:6602/ingest"
-queue = { events_max = 16 }
-[[audit.sinks]]
-kind = "syslog"
-name = "killed"
-transport = "tcp"
-address = "127.0.0.1:6603"
-queue = { events_max = 16 }
-[[audit.sinks]]
-kind = "otlp"
-name = "killed-otlp"
-endpoint = "http://127.0.0.1:6603"
-queue = { events_max = 16 }
-[[audit.sinks]]
-kind = "http"
-name = "killed-http"
-url = "http://127.0.0.1:6603/ingest"
-queue = { events_max = 16 }
-"#;
-
-/// The names of the sinks of [`BROKEN`].
-pub const BROKEN_SINKS: [&str; 9] = [
-    "stalled",
-    "stalled-otlp",
-    "stalled-http",
-    "refused-syslog",
-    "refused",
-    "refused-http",
-    "killed",
-    "killed-otlp",
-    "killed-http",
+/// How receivers fail, each at its port: one never reads, one refuses, one dies in the middle of each batch.
+const WAYS: [(&str, u16); 3] = [("stalled", 6601), ("refused", 6602), ("killed", 6603)];
+/// The sinks that leave the machine, with where each sends to.
+const KINDS: [(&str, &str); 3] = [
+    ("syslog", "transport = \"tcp\"\naddress = \"127.0.0.1:PORT\""),
+    ("otlp", "endpoint = \"http://127.0.0.1:PORT\""),
+    ("http", "url = \"http://127.0.0.1:PORT/ingest\""),
 ];
 
-/// The receivers for [`BROKEN`] inside one host.
+/// The names of the sinks of [`broken`]: `stalled-syslog` and so on.
+pub fn broken_sinks() -> impl Iterator<Item = String> {
+    WAYS.iter().flat_map(|(way, _)| KINDS.iter().map(move |(kind, _)| format!("{way}-{kind}")))
+}
+
+/// Settings (TOML) with a sink of every kind for every way in which a receiver fails.
+pub fn broken() -> String {
+    let mut settings = String::from("\n[audit]\nqueue_events_max = 4096\n");
+    for ((way, port), (kind, to)) in WAYS.iter().flat_map(|way| KINDS.iter().map(move |kind| (way, kind))) {
+        let to = to.replace("PORT", &port.to_string());
+        settings += &format!(
+            "[[audit.sinks]]\nkind = \"{kind}\"\nname = \"{way}-{kind}\"\n{to}\nqueue = {{ events_max = 16 }}\n"
+        );
+    }
+    settings
+}
+
+/// The receivers for [`broken`] inside one host.
 #[derive(Debug)]
 pub struct Receivers {
     _stalled: TcpListener,
@@ -94,8 +52,8 @@ impl Receivers {
                 .with_context(|| format!("listening on {address}"))
         };
         // The kernel accepts, nobody reads.
-        let stalled = bind(6601)?;
-        let killed = bind(6603)?;
+        let stalled = bind(WAYS[0].1)?;
+        let killed = bind(WAYS[2].1)?;
         std::thread::spawn(move || {
             while let Ok((mut stream, _)) = killed.accept() {
                 let _ = stream.read(&mut [0; 100]);

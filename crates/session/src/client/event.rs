@@ -383,3 +383,27 @@ pub struct Status {
     /// What was dropped.
     pub drops: Drops,
 }
+
+/// How a session and its path are, for metrics.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Health {
+    /// Where the session stands.
+    pub state: State,
+    /// The path to the owner; `None` without one.
+    pub path: Option<PathHealth>,
+    /// What was dropped.
+    pub drops: Drops,
+}
+
+/// How a path is.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct PathHealth {
+    /// What carries it.
+    pub transport: Transport,
+    /// Round trip, once measured.
+    pub rtt: Option<RoundTrip>,
+    /// Share of records lost on the way to the gateway, 0 to 1, smoothed.
+    pub loss_up: f32,
+    /// The same on the way from it.
+    pub loss_down: f32,
+}

@@ -57,6 +57,17 @@ pub enum Next {
 pub struct Illegal;
 
 impl State {
+    /// Every state, in their order.
+    pub const ALL: [Self; 7] = [
+        Self::Birth,
+        Self::Attached,
+        Self::Volatile,
+        Self::Degraded,
+        Self::Reattaching,
+        Self::Recovering,
+        Self::Terminated,
+    ];
+
     /// True while the gateway forwards for the session (authority permitting).
     pub const fn forwards(self) -> bool {
         match self {

@@ -43,6 +43,13 @@ pub(crate) const DASHBOARDS: &[Dashboard] = &[
                 &[("jump_gateway_sessions{instance=~\"$instance\"}", "{{instance}}")],
             ),
             panel(
+                "Sessions by state",
+                Look::Stacked,
+                "short",
+                "VOLATILE and DEGRADED clients have not been heard for 40 and 75 s; REATTACHING ones were asked to move.",
+                &[("sum by (state) (jump_gateway_sessions_by_state{instance=~\"$instance\"})", "{{state}}")],
+            ),
+            panel(
                 "Traffic per gateway",
                 Look::Stacked,
                 "Bps",
@@ -65,6 +72,13 @@ pub(crate) const DASHBOARDS: &[Dashboard] = &[
                 "short",
                 "Every gateway should have a link to every other.",
                 &[("jump_gateway_mesh_links{instance=~\"$instance\"}", "{{instance}}")],
+            ),
+            panel(
+                "Failed random generators",
+                Look::Lines,
+                "short",
+                "Programs that make no keys because a generator failed its health tests.",
+                &[("count(jump_entropy_healthy == 0) or vector(0)", "programs")],
             ),
             panel(
                 "Observations lost",
@@ -162,6 +176,40 @@ pub(crate) const DASHBOARDS: &[Dashboard] = &[
                     "sum by (event) (rate(jump_gateway_events_total{event=~\"path_moves|path_moves_refused|rekeys\"}[$__rate_interval]))",
                     "{{event}}",
                 )],
+            ),
+            panel(
+                "Round trip of clients' paths",
+                Look::Lines,
+                "s",
+                "Of the clients that are scraped: jump up --metrics-listen.",
+                &[
+                    ("quantile(0.5, jump_client_path_rtt_seconds >= 0)", "median"),
+                    ("quantile(0.95, jump_client_path_rtt_seconds >= 0)", "95 %"),
+                    ("max(jump_client_path_rtt_seconds >= 0)", "longest"),
+                ],
+            ),
+            panel(
+                "Loss on clients' paths",
+                Look::Lines,
+                "percentunit",
+                "Of the clients that are scraped, the median and the worst, up and down.",
+                &[
+                    (
+                        "quantile by (direction) (0.5, jump_client_path_loss_ratio >= 0)",
+                        "median {{direction}}",
+                    ),
+                    ("max by (direction) (jump_client_path_loss_ratio >= 0)", "worst {{direction}}"),
+                ],
+            ),
+            panel(
+                "Clients by state and transport",
+                Look::Stacked,
+                "short",
+                "Of the clients that are scraped.",
+                &[
+                    ("sum by (state) (jump_client_state)", "{{state}}"),
+                    ("sum by (transport) (jump_client_path_transport)", "by {{transport}}"),
+                ],
             ),
             panel(
                 "Sessions ended by time",

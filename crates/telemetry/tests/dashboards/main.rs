@@ -2,6 +2,7 @@
 //! runbooks must agree on. With `JUMP_UPDATE_DOCS=1` the dashboards are written.
 
 mod boards;
+mod model;
 mod render;
 
 use std::collections::BTreeSet;
@@ -34,10 +35,10 @@ fn metric_names(text: &str) -> BTreeSet<String> {
 
 /// Every name that a program can export: the string literals of the files that define metrics.
 fn defined_names() -> BTreeSet<String> {
-    let own =
-        ["log.rs", "audit.rs", "sink.rs", "trace.rs"].map(|file| format!("crates/telemetry/src/{file}"));
+    let own = ["log.rs", "audit.rs", "sink.rs", "trace.rs", "recovery.rs", "entropy.rs"]
+        .map(|file| format!("crates/telemetry/src/{file}"));
     let mut names: BTreeSet<String> = own.iter().flat_map(|path| metric_names(&read(path))).collect();
-    for program in ["control", "gateway"] {
+    for program in ["control", "gateway", "client"] {
         names.extend(metric_names(&read(&format!("{program}/src/metrics.rs"))));
     }
     names
@@ -53,6 +54,25 @@ fn the_dashboards_are_what_this_file_says() {
         }
         let found = fs::read_to_string(&path).unwrap_or_default();
         assert!(found == expected, "{} differs; run the tests with JUMP_UPDATE_DOCS=1", path.display());
+    }
+}
+
+#[test]
+fn the_dashboards_are_of_grafanas_model() {
+    for dashboard in DASHBOARDS {
+        let faults = model::faults(&dashboard.render().to_string());
+        assert_eq!(faults, Vec::<String>::new(), "{}", dashboard.uid);
+    }
+    let text = format!("{:#}", DASHBOARDS[0].render());
+    for (good, bad) in [
+        ("\"schemaVersion\": 39", "\"schemaversion\": 39"),
+        ("\"x\": 18", "\"x\": 19"),
+        ("\"type\": \"stat\"", "\"type\": \"statistics\""),
+        ("\"refId\": \"B\"", "\"refId\": \"A\""),
+        ("\"min\": 0", "\"minimum\": 0"),
+    ] {
+        assert!(text.contains(good), "the fleet dashboard has no {good}");
+        assert!(!model::faults(&text.replacen(good, bad, 1)).is_empty(), "{bad} passed");
     }
 }
 

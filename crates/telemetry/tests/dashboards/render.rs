@@ -64,7 +64,7 @@ impl Dashboard {
             "editable": true, "graphTooltip": 1, "refresh": "10s", "timezone": "",
             "time": { "from": "now-1h", "to": "now" },
             "templating": { "list": [
-                { "name": "datasource", "label": "Data source", "type": "datasource", "query": "prometheus", "current": {} },
+                { "name": "datasource", "label": "Data source", "type": "datasource", "query": "prometheus", "current": { "selected": false, "text": "default", "value": "default" } },
                 variable,
             ] },
             "links": [{

@@ -443,3 +443,36 @@ fn without_authority_records_of_a_session_are_answered_by_a_hint_and_nothing_els
     );
     assert_eq!(node.dropped(DropReason::Guard), 5);
 }
+
+#[test]
+fn sessions_are_counted_by_state_from_acceptance_to_end() {
+    let mut cluster = Cluster::new();
+    let mut node = Node::new(&mut cluster, 1);
+    let mut clients =
+        [Client::new(&mut cluster, 1), Client::new(&mut cluster, 2), Client::new(&mut cluster, 3)];
+    for (n, client) in (1..).zip(&mut clients) {
+        let confirmed = client.confirm(&mut node, None);
+        node.accept(&confirmed, session(n), 1, &[inner(n)]);
+    }
+    let count = |node: &Node, expected: [(State, u32); 4]| {
+        for (state, sessions) in expected {
+            assert_eq!(node.plane.sessions_in(state), sessions, "{state:?}");
+        }
+    };
+    use State::{Attached, Degraded, Reattaching, Volatile};
+    count(&node, [(Attached, 3), (Volatile, 0), (Degraded, 0), (Reattaching, 0)]);
+    node.advance(41 * SECOND);
+    count(&node, [(Attached, 0), (Volatile, 3), (Degraded, 0), (Reattaching, 0)]);
+    clients[0].send(&mut node, &Frame::Ping { id: 1 });
+    node.advance(35 * SECOND);
+    count(&node, [(Attached, 1), (Volatile, 0), (Degraded, 2), (Reattaching, 0)]);
+    let (carried, _) = tokio::sync::oneshot::channel();
+    node.command(Command::Move { session: session(1), epoch: Epoch(1), targets: vec![], carried });
+    count(&node, [(Attached, 0), (Volatile, 0), (Degraded, 2), (Reattaching, 1)]);
+    node.stop(session(1), 1, StopCause::Moved);
+    count(&node, [(Attached, 0), (Volatile, 0), (Degraded, 2), (Reattaching, 0)]);
+    clients[1].send(&mut node, &Frame::Close { reason: Reason::ClientClosed });
+    count(&node, [(Attached, 0), (Volatile, 0), (Degraded, 1), (Reattaching, 0)]);
+    node.advance(60 * SECOND);
+    assert_eq!(State::ALL.map(|state| node.plane.sessions_in(state)), [0; State::ALL.len()]);
+}
