@@ -158,6 +158,7 @@ pub fn of_records(records: &[Record], end: Duration, interval: Duration) -> BTre
     );
     set("probes.sent", sum(&|r| r.sent));
     set("probes.answered", sum(&|r| r.answered));
+    set("probes.lost", sum(&|r| r.sent.saturating_sub(r.answered)));
     set("probes.duplicates", sum(&|r| r.duplicates));
     set("probes.too_late", sum(&|r| r.too_late));
     set("probes.delivery", sum(&|r| r.answered) / sum(&|r| r.sent).max(1.0));

@@ -18,6 +18,7 @@ use super::stage::{Stage, addresses, relay_address};
 use super::{Scenario, StoreKind};
 use crate::lab::cluster::{Builds, Cluster, Plan, Store};
 use crate::lab::enrol::enrol;
+use crate::lab::etcd::wait_until;
 use crate::lab::fleet::{self, Fleet, FleetPlan, Group, Record, Traffic};
 use crate::lab::flood;
 use crate::lab::histogram::millis;
@@ -28,6 +29,8 @@ use crate::lab::reader::{Readers, sessions};
 use crate::lab::relay::Relay;
 use crate::lab::witness::{Witness, clock_offset, operations};
 
+/// How long the last probes have to come back.
+const LAST_ECHO_MAX: Duration = Duration::from_secs(5);
 /// Time between two moments of the timeline.
 const MOMENT_EVERY: Duration = Duration::from_millis(100);
 /// Time between two lines of progress.
@@ -113,6 +116,12 @@ fn run_on(
     let counts = std::mem::take(&mut stage.counts);
     let (phases, flood_memory, flooded) = (stage.phases, stage.flood_memory, stage.flooded);
     let reads = readers.map(Readers::stop);
+    // What is under way at the end is not lost.
+    for group in 0..scenario.devices.len() {
+        fleet.pace(group, None);
+    }
+    let back = || fleet.counts().answered >= fleet.counts().sent;
+    let _ = wait_until("every echo is back", LAST_ECHO_MAX, back);
     let records = fleet.stop()?;
     drop(relays);
 
