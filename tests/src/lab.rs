@@ -23,6 +23,7 @@ pub mod histogram;
 pub mod history;
 pub mod namespace;
 pub mod network;
+pub mod overhead;
 pub mod ownership;
 pub mod paired;
 pub mod probe;

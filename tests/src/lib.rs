@@ -2,8 +2,10 @@
 
 pub mod dataplane;
 pub mod demo;
+pub mod document;
 pub mod failover;
 pub mod lab;
 pub mod moves;
+pub mod scale;
 pub mod scenario;
 pub mod support;

@@ -1,4 +1,4 @@
-//! Scenarios: what to build, who attaches to it, what happens to it when, and what must hold; read from TOML files.
+//! Scenarios: what to build, who attaches to it, what happens to it when, and what must hold; read from TOML or YAML files.
 //!
 //! The format's schema is `tests/scenarios/scenario.schema.json`. Everything that is left to chance is drawn from the
 //! scenario's seed before anything starts ([`schedule`]), so one seed gives one schedule, byte for byte.
@@ -14,8 +14,10 @@ use crate::lab::relay::Impairment;
 pub mod compare;
 pub mod environment;
 pub mod html;
+pub mod live;
 pub mod measure;
 pub mod report;
+pub mod results;
 pub mod run;
 pub mod schedule;
 pub mod stage;
@@ -288,21 +290,34 @@ pub struct Criterion {
 }
 
 impl Scenario {
-    /// Reads a file; with `full`, its `full` values replace the others.
+    /// Reads a file, YAML when it is named so and TOML otherwise; with `full`, its `full` values replace the others.
     ///
     /// # Errors
     /// Says what is wrong, and where.
     pub fn load(path: &Path, full: bool) -> Result<Self> {
-        let text = std::fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
-        Self::parse(&text, full).with_context(|| format!("the scenario {}", path.display()))
+        let read = || Self::of(Self::table(path)?, full);
+        read().with_context(|| format!("the scenario {}", path.display()))
     }
 
-    /// Reads a text; with `full`, its `full` values replace the others.
+    /// What a file says, before it is checked.
+    ///
+    /// # Errors
+    /// When it cannot be read, or is neither format.
+    pub fn table(path: &Path) -> Result<toml::Table> {
+        let text = std::fs::read_to_string(path)?;
+        let is_yaml = path.extension().is_some_and(|extension| extension == "yaml" || extension == "yml");
+        Ok(if is_yaml { serde_saphyr::from_str(&text)? } else { text.parse()? })
+    }
+
+    /// Reads a text in TOML; with `full`, its `full` values replace the others.
     ///
     /// # Errors
     /// Says what is wrong.
     pub fn parse(text: &str, full: bool) -> Result<Self> {
-        let mut table: toml::Table = text.parse()?;
+        Self::of(text.parse()?, full)
+    }
+
+    fn of(mut table: toml::Table, full: bool) -> Result<Self> {
         if full && let Some(toml::Value::Table(larger)) = table.get("full").cloned() {
             merge(&mut table, larger);
         }

@@ -5,7 +5,9 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
+use jump_tests::document;
 use jump_tests::scenario::Scenario;
+use jump_tests::scenario::results::{self, Kept};
 use jump_tests::scenario::schedule::{schedule, to_lines};
 
 /// Every scenario and pilot profile that is shipped.
@@ -14,9 +16,10 @@ fn shipped() -> Vec<PathBuf> {
     let dirs = [root.join("scenarios"), root.join("../deploy/pilots")];
     let files = dirs.iter().flat_map(|dir| std::fs::read_dir(dir).unwrap());
     let mut files: Vec<_> = files.map(|entry| entry.unwrap().path()).collect();
-    files.retain(|path| path.extension().is_some_and(|extension| extension == "toml"));
+    files.retain(|path| path.extension().is_some_and(|extension| extension == "toml" || extension == "yaml"));
     files.sort();
-    assert!(files.len() >= 14, "{files:?}");
+    let profiles = files.iter().filter(|path| path.extension().is_some_and(|extension| extension == "yaml"));
+    assert!(files.len() >= 17 && profiles.count() == 3, "{files:?}");
     files
 }
 
@@ -37,8 +40,7 @@ fn every_shipped_scenario_fits_the_schema() {
     let text = include_str!("../scenarios/scenario.schema.json");
     let schema: Value = serde_json::from_str(text).unwrap();
     for path in shipped() {
-        let table: toml::Table = std::fs::read_to_string(&path).unwrap().parse().unwrap();
-        let value = serde_json::to_value(table).unwrap();
+        let value = serde_json::to_value(Scenario::table(&path).unwrap()).unwrap();
         fits(&schema, &schema, &value, &path.display().to_string());
     }
 }
@@ -95,4 +97,31 @@ fn a_full_run_replaces_only_what_it_names() {
     let scenario = Scenario::parse(text, true).unwrap();
     assert_eq!((scenario.times.run, scenario.times.settle), (50.0, 7.0));
     assert_eq!(Scenario::parse(text, false).unwrap().times.run, 5.0);
+}
+
+#[test]
+fn yaml_and_toml_say_the_same() {
+    let dir = tempfile::tempdir().unwrap();
+    let text = "name: x\ntitle: x\nseed: 7\ndevices:\n  - count: 1\n    probe_ms: 200\nrelay:\n  up: {loss: 0.01}\n\
+                events:\n  - {at: 2, do: kill_worker, gateway: 1}\ncriteria:\n  - {metric: a, max: 0}\n";
+    let toml = "name = 'x'\ntitle = 'x'\nseed = 7\n[[devices]]\ncount = 1\nprobe_ms = 200\n[relay.up]\nloss = 0.01\n\
+                [[events]]\nat = 2\ndo = 'kill_worker'\ngateway = 1\n[[criteria]]\nmetric = 'a'\nmax = 0\n";
+    let path = dir.path().join("x.yaml");
+    std::fs::write(&path, text).unwrap();
+    assert_eq!(Scenario::load(&path, false).unwrap(), Scenario::parse(toml, false).unwrap());
+    std::fs::write(&path, text.replace("seed", "sead")).unwrap();
+    let error = format!("{:#}", Scenario::load(&path, false).unwrap_err());
+    assert!(error.contains("sead"), "{error}");
+}
+
+#[test]
+fn the_table_in_the_readme_is_what_the_kept_results_give() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let table = results::markdown(&Kept::load(&root.join("docs/results.json")).unwrap());
+    let readme = std::fs::read_to_string(root.join("README.md")).unwrap();
+    let filled = document::with(&readme, results::BEGIN, results::END, &table).unwrap();
+    assert!(
+        readme == filled,
+        "the table is stale: run `make results` with no reports to fill it from docs/results.json"
+    );
 }

@@ -37,7 +37,7 @@ const RIDER_PARTS_MAX: usize = 32;
 const LOOK_AHEAD: usize = 4 * RIDERS_MAX;
 
 /// How many requests of a kind are under way before others wait to ride together.
-const REQUESTS_MAX: usize = 3;
+pub const REQUESTS_MAX: usize = 3;
 
 /// A store that can run independent transactions in one request.
 #[async_trait]

@@ -177,11 +177,7 @@ impl Results {
     /// # Errors
     /// When the document cannot be read or written, or has no marks.
     pub fn publish(text: &str, document: &Path) -> Result<()> {
-        let old = fs::read_to_string(document).with_context(|| format!("reading {}", document.display()))?;
-        let (before, rest) = old.split_once(BEGIN).with_context(|| format!("no line {BEGIN:?}"))?;
-        let (_, after) = rest.split_once(END).with_context(|| format!("no line {END:?}"))?;
-        let new = format!("{before}{BEGIN}\n\n{}\n\n{END}{after}", text.trim());
-        fs::write(document, new).with_context(|| format!("writing {}", document.display()))
+        crate::document::publish(document, BEGIN, END, text)
     }
 
     fn table(&self, tunnels: &[&str], offloads: bool, medians: &mut Vec<serde_json::Value>) -> String {

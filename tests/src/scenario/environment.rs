@@ -11,7 +11,8 @@ pub struct Environment {
     pub date: String,
     /// The command line.
     pub command: String,
-    /// The commit of the working tree, with a mark when it had changes.
+    /// The commit that the program was built from, `-dirty` when the tree had changes; where the build did not say, the
+    /// checkout that it ran in, and that it is that.
     pub commit: String,
     /// Which build of the programs.
     pub profile: String,
@@ -29,6 +30,9 @@ pub struct Environment {
     pub load: String,
 }
 
+/// What `make` says at build time; a plain `cargo build` says nothing.
+const BUILT_FROM: Option<&str> = option_env!("JUMP_COMMIT");
+
 impl Environment {
     /// Looks around.
     pub fn capture() -> Self {
@@ -40,8 +44,14 @@ impl Environment {
         };
         let memory = field(&file("/proc/meminfo"), "MemTotal");
         let memory_kib: u64 = memory.trim_end_matches("kB").trim().parse().unwrap_or(0);
-        let changed = !output("git", &["status", "--porcelain", "--untracked-files=no"]).is_empty();
-        let commit = first_line(output("git", &["rev-parse", "--short=12", "HEAD"]));
+        let describe = ["describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"];
+        let commit = match BUILT_FROM {
+            Some(commit) if !commit.is_empty() => commit.to_owned(),
+            _ => format!(
+                "not recorded by the build (ran in a checkout of {})",
+                first_line(output("git", &describe))
+            ),
+        };
         let profile = std::env::current_exe()
             .ok()
             .and_then(|exe| Some(exe.parent()?.file_name()?.to_string_lossy().into_owned()));
@@ -49,7 +59,7 @@ impl Environment {
         Self {
             date: first_line(output("date", &["-u", "+%Y-%m-%d %H:%M UTC"])),
             command: format!("jump-lab {}", arguments.join(" ")),
-            commit: if changed { format!("{commit} with changes") } else { commit },
+            commit,
             profile: profile.unwrap_or_default(),
             kernel: first_line(file("/proc/sys/kernel/osrelease")),
             cpu: field(&file("/proc/cpuinfo"), "model name"),

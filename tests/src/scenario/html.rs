@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 
 use super::report::{Moment, Report, number};
+use crate::lab::overhead::Overhead;
 
 const WIDTH: f64 = 860.0;
 const HEIGHT: f64 = 220.0;
@@ -249,6 +250,7 @@ fn environment(html: &mut String, report: &Report) {
         ("kernel", environment.kernel.clone()),
         ("load before", environment.load.clone()),
         ("with", environment.versions.join(", ")),
+        ("relay", report.relay.as_ref().map_or("none".to_owned(), Overhead::text)),
     ];
     for (name, value) in rows {
         let _ = write!(html, "<tr><td>{name}<td>{}", escape(&value));

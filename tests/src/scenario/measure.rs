@@ -238,7 +238,8 @@ fn switches_per_minute(record: &Record) -> usize {
     most
 }
 
-fn is_policy(reason: Reason) -> bool {
+/// Whether a session that ended for this reason ended as its policy wants.
+pub(super) fn is_policy(reason: Reason) -> bool {
     [Reason::LifetimeExceeded, Reason::SwitchRateExceeded, Reason::KeyRevoked, Reason::KeyExpired]
         .contains(&reason)
 }

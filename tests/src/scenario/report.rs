@@ -11,6 +11,7 @@ use super::environment::Environment;
 use super::schedule::Step;
 use super::{Criterion, Scenario};
 use crate::lab::histogram::Summary;
+use crate::lab::overhead::Overhead;
 
 /// A run's report.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -31,6 +32,9 @@ pub struct Report {
     pub verdicts: Vec<Verdict>,
     /// Recovery times by cause.
     pub recoveries: BTreeMap<String, Recovery>,
+    /// What the relay of the run costs by itself, measured before it; none without a relay.
+    #[serde(default)]
+    pub relay: Option<Overhead>,
     /// Totals every so often.
     pub timeline: Vec<Moment>,
     /// What went wrong, in words; empty when nothing did.
@@ -189,6 +193,9 @@ impl Report {
         }
         for verdict in &self.verdicts {
             let _ = writeln!(text, "  {}", verdict.text());
+        }
+        if let Some(relay) = &self.relay {
+            let _ = writeln!(text, "  {}", relay.text());
         }
         for violation in &self.violations {
             let _ = writeln!(text, "  WRONG   {violation}");

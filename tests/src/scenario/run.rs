@@ -24,6 +24,7 @@ use crate::lab::flood;
 use crate::lab::histogram::millis;
 use crate::lab::history::{Violation, check_forwards, check_register};
 use crate::lab::network::ReturnRoute;
+use crate::lab::overhead::Overhead;
 use crate::lab::probe::EchoServer;
 use crate::lab::reader::{Readers, sessions};
 use crate::lab::relay::Relay;
@@ -85,6 +86,11 @@ fn run_on(
         flood::route(&cluster.network.devices[0], &cluster.network.gateways)?;
     }
     let echo = EchoServer::start(&cluster.network.inner, ECHO_PORT)?;
+    // Before anything else is at work.
+    let overhead = match scenario.relay {
+        Some(_) => Some(cluster.network.devices[0].namespace.enter(Overhead::measure)??),
+        None => None,
+    };
     let relays = relays(scenario, cluster)?;
     let witness = match scenario.witness {
         true => {
@@ -153,6 +159,7 @@ fn run_on(
         metrics,
         verdicts,
         recoveries,
+        relay: overhead,
         timeline,
         violations,
     })
