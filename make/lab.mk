@@ -1,5 +1,5 @@
 # The lab: scenarios, faults, pilots (docs/benchmarks.md, docs/pilot.md). As root.
-.PHONY: bench bench-full test-faults pilot scale results
+.PHONY: bench bench-full test-faults pilot scale results bench-peers
 
 # How long `make test-faults` goes on, and from which seed.
 MINUTES ?= 10
@@ -13,7 +13,7 @@ LAB_SCENARIOS = $(addprefix tests/scenarios/,$(addsuffix .toml,steady mass-reatt
 	store-leader-loss control-outage switch-abuse live-move flood soak faults))
 
 # Benchmarks of a debug build say nothing.
-bench bench-full test-faults pilot scale results: PROFILE = lab
+bench bench-full test-faults pilot scale results bench-peers: PROFILE = lab
 
 bench: build-lab ## Runs every scenario in its small form and judges it (some 15 minutes); reports in .run/reports; as root
 	@$(BIN_DIR)/jump-lab run --out $(REPORTS) $(LAB_SCENARIOS)
@@ -27,8 +27,12 @@ test-faults: build-lab ## Faults of every kind for MINUTES=n from LAB_SEED=n, hi
 pilot: build-lab ## Runs a pilot profile and gives a verdict (PILOT=mobile|fintech|edge); as root
 	@$(BIN_DIR)/jump-lab pilot --out $(REPORTS) deploy/pilots/$(PILOT).yaml
 
-scale: build-lab ## Simulates clusters of up to a million sessions and a thousand gateways and prints the sizing table (docs/scaling.md)
-	@$(BIN_DIR)/jump-lab scale --seed $(LAB_SEED)
+scale: build-lab ## Simulates clusters of up to a million sessions and a thousand gateways and puts the sizing table into docs/scaling.md (some minutes)
+	@$(BIN_DIR)/jump-lab scale --seed $(LAB_SEED) --document docs/scaling.md
+
+bench-peers: build-lab ## Takes this tunnel and others through loss, a new address and the death of the gateway's process (some 5 minutes); as root
+	@scripts/install-peers.sh $(PEERS_DIR)
+	@$(BIN_DIR)/jump-lab peers --tools $(PEERS_DIR)
 
 results: build-lab ## Keeps the results of the reports in .run/reports in docs/results.json and puts their table into README.md
 	@$(BIN_DIR)/jump-lab table --keep docs/results.json --document README.md $(or $(wildcard $(REPORTS)/*.json),docs/results.json)

@@ -13,4 +13,5 @@ pub mod load;
 pub mod peers;
 pub mod promises;
 pub mod report;
+pub mod survival;
 pub mod tunnel;

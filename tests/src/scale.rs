@@ -17,6 +17,11 @@ pub use cluster::{Cluster, Size, Totals};
 pub use fault::{Fault, Recovered};
 pub use table::{Row, SIZES, SIZES_SHORT, markdown, run};
 
+/// Before the table in a document.
+pub const BEGIN: &str = "<!-- sizing table begin: make scale -->";
+/// After it.
+pub const END: &str = "<!-- sizing table end -->";
+
 /// Virtual nanoseconds.
 pub type Nanos = u64;
 

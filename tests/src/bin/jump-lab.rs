@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use clap::{Parser, Subcommand};
+use jump_tests::dataplane::survival;
 use jump_tests::document;
 use jump_tests::lab::overhead::Overhead;
 use jump_tests::scale;
@@ -95,6 +96,18 @@ enum Command {
         /// One seed, one table
         #[arg(long, default_value_t = 1)]
         seed: u64,
+        /// Also puts the table between the marks of this document
+        #[arg(long)]
+        document: Option<PathBuf>,
+    },
+    /// Take this tunnel and others through loss, a new address and the death of the gateway's process
+    Peers {
+        /// Where programs to compare with are installed, before PATH (scripts/install-peers.sh)
+        #[arg(long, default_value = ".run/peers")]
+        tools: PathBuf,
+        /// Only these tunnels; all that are installed by default
+        #[arg(long, value_delimiter = ',')]
+        tunnels: Vec<String>,
     },
     /// Measure what the impairment relay costs by itself, each way
     Relay,
@@ -150,10 +163,18 @@ fn main() -> Result<ExitCode> {
             print!("{}", schedule::to_lines(&schedule::schedule(&scenario)));
             true
         }
-        Command::Scale { short, seed } => {
+        Command::Scale { short, seed, document } => {
             let sizes: &[scale::Size] = if short { &scale::SIZES_SHORT } else { &scale::SIZES };
-            let rows = scale::run(sizes, seed, |line| eprintln!("{line}"));
-            print!("{}", scale::markdown(&rows, seed));
+            let table = scale::markdown(&scale::run(sizes, seed, |line| eprintln!("{line}")), seed);
+            if let Some(document) = document {
+                document::publish(&document, scale::BEGIN, scale::END, &table)?;
+            }
+            print!("{table}");
+            true
+        }
+        Command::Peers { tools, tunnels } => {
+            let tools = std::path::absolute(&tools)?;
+            print!("{}", survival::markdown(&survival::measure(&tools, &tunnels)?));
             true
         }
         Command::Relay => {

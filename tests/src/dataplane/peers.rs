@@ -192,7 +192,7 @@ fn openvpn(setup: &Setup<'_>, n: u8) -> Result<Option<Tunnel>> {
         command.args(["--data-ciphers", "AES-256-GCM", "--tun-mtu", &MTU.to_string(), "--verb", "3"]);
         command.args(["--sndbuf", "4194304", "--rcvbuf", "4194304", "--txqueuelen", "1000"]);
         if end == "g" {
-            command.args(["--tls-server", "--dh", "none", "--port", &port]);
+            command.args(["--tls-server", "--dh", "none", "--port", &port, "--float"]);
         } else {
             command.args(["--tls-client", "--nobind", "--remote", &host_address(setup), &port]);
         }

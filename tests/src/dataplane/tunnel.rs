@@ -2,8 +2,8 @@
 
 use std::net::Ipv4Addr;
 
-use anyhow::{Result, ensure};
-use rustix::process::Pid;
+use anyhow::{Context as _, Result, ensure};
+use rustix::process::{Pid, Signal, kill_process};
 
 use super::line::RAW_TARGET;
 use crate::lab::process::{Process, children_of};
@@ -40,6 +40,17 @@ impl Tunnel {
     /// When it has ended.
     pub fn cpu_seconds(&self) -> Result<Option<f64>> {
         self.gateway.map(tree_ticks).transpose().map(|ticks| ticks.map(|t| t as f64 / 100.0))
+    }
+
+    /// SIGKILL to the process that forwards at the gateway's end: the children of a supervisor, or else the one there is.
+    ///
+    /// # Errors
+    /// When it has ended, or there is none.
+    pub fn kill_gateway(&self) -> Result<()> {
+        let gateway = self.gateway.context("no process forwards here")?;
+        let children = children_of(gateway)?;
+        let forwarding = if children.is_empty() { vec![gateway] } else { children };
+        forwarding.into_iter().try_for_each(|pid| Ok(kill_process(pid, Signal::KILL)?))
     }
 }
 

@@ -283,7 +283,7 @@ pub(super) fn wall(namespace: &Namespace, hook: &str, rules: &[&str]) -> Result<
 }
 
 /// Applies a rule set inside a namespace.
-pub(super) fn nft(namespace: &Namespace, rules: &str) -> Result<()> {
+pub(crate) fn nft(namespace: &Namespace, rules: &str) -> Result<()> {
     let mut child = namespace
         .command("nft".as_ref())
         .args(["-f", "-"])

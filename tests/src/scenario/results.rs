@@ -83,7 +83,7 @@ pub fn markdown(results: &[Kept]) -> String {
     for kept in results {
         let mut name = format!("{}{}", kept.scenario, if kept.is_full { ", full" } else { "" });
         let is_nothing = |v: &Verdict| v.holds && v.criterion.max == Some(0.0) && v.value == Some(0.0);
-        let nothing: Vec<_> = kept.verdicts.iter().filter(|v| is_nothing(v)).map(|v| says(v)).collect();
+        let nothing: Vec<_> = kept.verdicts.iter().filter(|v| is_nothing(v)).map(says).collect();
         let mut worst: BTreeMap<(usize, String), &Verdict> = BTreeMap::new();
         let mut order: Vec<(String, String)> = Vec::new();
         for verdict in kept.verdicts.iter().filter(|v| !is_nothing(v)) {

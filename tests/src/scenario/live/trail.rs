@@ -11,6 +11,8 @@ use crate::scenario::measure::is_policy;
 
 /// A change of owner this long after a fault has another cause.
 const FAULT_LASTS_MS: u64 = 120_000;
+/// The cause of a node's end that nobody told of.
+const GONE: &str = "node_killed";
 /// A node that a supervisor gave back, or that stopped, is gone from the store within this: no fault of its own.
 const SAME_END_MS: u64 = 5_000;
 
@@ -182,22 +184,17 @@ fn faults(events: &[Event], lease: Duration) -> Vec<Fault> {
     let lease_ms = u64::try_from(lease.as_millis()).unwrap_or(u64::MAX);
     let one_end_ms = SAME_END_MS.max(lease_ms.saturating_mul(2));
     let mut faults: Vec<Fault> = Vec::new();
-    let told = |event: &Event| match (event.component.as_str(), event.action.as_str()) {
-        ("control", "node_lost") => Some(("worker_killed", event.at_ms)),
-        ("control", "node_draining" | "node_stopped") | ("gateway", "node_draining") => {
-            Some(("drained", event.at_ms))
-        }
+    let cause = |event: &Event| match (event.component.as_str(), event.action.as_str()) {
+        ("control", "node_lost") => Some("worker_killed"),
+        ("control", "node_draining" | "node_stopped") | ("gateway", "node_draining") => Some("drained"),
+        ("control", "node_gone") => Some(GONE),
         _ => None,
     };
-    // Its machine or its way to control went that much earlier, at the most.
-    let gone = |event: &Event| {
-        let is_gone = event.component == "control" && event.action == "node_gone";
-        is_gone.then(|| ("node_killed", event.at_ms.saturating_sub(lease_ms)))
-    };
-    let passes: [&dyn Fn(&Event) -> Option<(&'static str, u64)>; 2] = [&told, &gone];
-    for pass in passes {
+    for is_gone in [false, true] {
         for event in events {
-            let Some((cause, at_ms)) = pass(event) else { continue };
+            let Some(cause) = cause(event).filter(|cause| (*cause == GONE) == is_gone) else { continue };
+            // Its machine or its way to control went that much earlier, at the most.
+            let at_ms = event.at_ms.saturating_sub(if is_gone { lease_ms } else { 0 });
             let is_known = faults
                 .iter()
                 .any(|fault| fault.node == event.node && event.at_ms.abs_diff(fault.at_ms) < one_end_ms);
@@ -250,9 +247,9 @@ fn recoveries(metrics: &mut BTreeMap<String, f64>, events: &[Event], lease: Dura
             }
         }
     }
-    if faults.iter().any(|fault| fault.cause == "node_killed") {
+    if faults.iter().any(|fault| fault.cause == GONE) {
         notes.push(format!(
-            "node_killed counts from {lease:?} (the lease) before the store let go of the node: nobody saw it die"
+            "{GONE} counts from {lease:?} (the lease) before the store let go of the node: nobody saw it die"
         ));
     }
     notes
