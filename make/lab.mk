@@ -9,8 +9,10 @@ PILOT ?= mobile
 # Where reports go.
 REPORTS ?= .run/reports
 
-LAB_SCENARIOS = $(addprefix tests/scenarios/,$(addsuffix .toml,steady mass-reattach nat-churn loss-grid rolling-restart scale \
-	store-leader-loss control-outage switch-abuse live-move flood soak faults))
+LAB_NAMES = steady mass-reattach nat-churn loss-grid rolling-restart scale store-leader-loss control-outage switch-abuse live-move \
+	flood soak faults
+LAB_SCENARIOS = $(LAB_NAMES:%=tests/scenarios/%.toml)
+LAB_REPORTS = $(wildcard $(LAB_NAMES:%=$(REPORTS)/%.json))
 
 # Benchmarks of a debug build say nothing.
 bench bench-full test-faults pilot scale results bench-peers: PROFILE = lab
@@ -35,7 +37,7 @@ bench-peers: build-lab ## Takes this tunnel and others through loss, a new addre
 	@$(BIN_DIR)/jump-lab peers --tools $(PEERS_DIR)
 
 results: build-lab ## Keeps the results of the reports in .run/reports in docs/results.json and puts their table into README.md
-	@$(BIN_DIR)/jump-lab table --keep docs/results.json --document README.md $(or $(wildcard $(REPORTS)/*.json),docs/results.json)
+	@$(BIN_DIR)/jump-lab table --keep docs/results.json --document README.md $(or $(LAB_REPORTS),docs/results.json)
 
 .PHONY: build-lab
 build-lab: PROFILE = lab
