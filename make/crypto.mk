@@ -1,5 +1,5 @@
 # Targets of the crypto module (docs/crypto.md).
-.PHONY: bench-crypto crypto-vectors crypto-model crypto-mutants fuzz-crypto
+.PHONY: bench-crypto crypto-vectors crypto-fixtures crypto-model crypto-mutants fuzz-crypto
 
 bench-crypto: ## Measures handshake, records, window and gates, and tests the compares' timing
 	$(CARGO) bench --locked -p jump-crypto --bench crypto
@@ -8,6 +8,9 @@ bench-crypto: ## Measures handshake, records, window and gates, and tests the co
 crypto-vectors: ## Checks the crypto test vectors with an independent implementation (Python, cryptography)
 	$(CARGO) test --locked -p jump-crypto --test vectors
 	@python3 scripts/check-crypto-vectors.py
+
+crypto-fixtures: ## Writes the published vectors and the seeds of the fuzz corpus anew, after a change of the protocol
+	$(CARGO) test --locked -p jump-crypto --test vectors --test corpus -- --ignored write_the
 
 crypto-model: ## Verifies the symbolic model of handshake and attach with Verifpal (builds it on first use)
 	@scripts/crypto-model.sh

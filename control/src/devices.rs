@@ -256,26 +256,14 @@ impl Devices {
     /// # Errors
     /// [`DeviceError::UnknownDevice`] and the store's; asking again finishes what was left.
     pub async fn revoke(&self, key: DeviceKey) -> Result<(StoredDevice, u32), DeviceError> {
-        let mut revoked = None;
-        for _ in 0..CONFLICTS_MAX {
-            let mut stored = self.device_of(&key).await?.ok_or(DeviceError::UnknownDevice)?;
-            let path = layout::device(&stored.key);
-            if stored.record.revoked_ms != 0 {
-                revoked = Some(stored);
-                break;
+        let revoke = |record: &mut DeviceRecord| {
+            let is_new = record.revoked_ms == 0;
+            if is_new {
+                record.revoked_ms = clock::unix_millis();
             }
-            stored.record.revoked_ms = clock::unix_millis();
-            let txn = Txn {
-                compares: vec![Compare::Modified(path.clone(), stored.modified)],
-                ops: vec![Op::put(&path, stored.record.encode_to_vec())],
-            };
-            if let Some(modified) = self.committed(txn).await? {
-                stored.modified = modified;
-                revoked = Some(stored);
-                break;
-            }
-        }
-        let stored = revoked.ok_or(DeviceError::Busy)?;
+            is_new
+        };
+        let stored = self.update(&key, revoke).await?;
         let mut ended = 0;
         for id in stored.record.sessions.iter().filter_map(|bytes| bytes.as_slice().try_into().ok()) {
             let terminate = Change::Terminate { by: None, reason: Reason::KeyRevoked };
@@ -287,6 +275,31 @@ impl Devices {
             }
         }
         Ok((stored, ended))
+    }
+
+    /// Writes what `change` makes of a device's record, anew for as long as others come first. Nothing is written when it says
+    /// that there is nothing to change.
+    async fn update(
+        &self,
+        key: &DeviceKey,
+        change: impl Fn(&mut DeviceRecord) -> bool + Send,
+    ) -> Result<StoredDevice, DeviceError> {
+        for _ in 0..CONFLICTS_MAX {
+            let mut stored = self.device_of(key).await?.ok_or(DeviceError::UnknownDevice)?;
+            if !change(&mut stored.record) {
+                return Ok(stored);
+            }
+            let path = layout::device(&stored.key);
+            let txn = Txn {
+                compares: vec![Compare::Modified(path.clone(), stored.modified)],
+                ops: vec![Op::put(path, stored.record.encode_to_vec())],
+            };
+            if let Some(modified) = self.committed(txn).await? {
+                stored.modified = modified;
+                return Ok(stored);
+            }
+        }
+        Err(DeviceError::Busy)
     }
 
     /// One page of devices after the store key `after`, and whether there are more.

@@ -5,11 +5,9 @@ use jump_proto::convert::{Fields, stored_policy};
 use jump_proto::store_v1::DeviceRecord;
 use jump_session::ids::{DeviceKey, SessionId};
 use jump_session::policy::DevicePolicy;
-use prost::Message;
 
-use super::{CONFLICTS_MAX, DeviceError, Devices, StoredDevice};
-use crate::layout::{self, BadValue};
-use crate::store::{Compare, Op, Txn};
+use super::{DeviceError, Devices, StoredDevice};
+use crate::layout::BadValue;
 
 /// What bounds the device of `record`.
 ///
@@ -34,28 +32,15 @@ impl Devices {
         key: DeviceKey,
         policy: &DevicePolicy,
     ) -> Result<(StoredDevice, u32), DeviceError> {
-        let stored = self.write_policy(key, policy).await?;
+        let bind = |record: &mut DeviceRecord| {
+            record.policy = stored_policy(policy);
+            true
+        };
+        let stored = self.update(&key, bind).await?;
         let mut bounded = 0;
         for id in stored.record.sessions.iter().filter_map(|bytes| bytes.as_slice().try_into().ok()) {
             bounded += u32::from(self.arbiter.bound(SessionId::from_bytes(id), &stored.key).await?);
         }
         Ok((stored, bounded))
-    }
-
-    async fn write_policy(&self, key: DeviceKey, policy: &DevicePolicy) -> Result<StoredDevice, DeviceError> {
-        for _ in 0..CONFLICTS_MAX {
-            let mut stored = self.device_of(&key).await?.ok_or(DeviceError::UnknownDevice)?;
-            stored.record.policy = stored_policy(policy);
-            let path = layout::device(&stored.key);
-            let txn = Txn {
-                compares: vec![Compare::Modified(path.clone(), stored.modified)],
-                ops: vec![Op::put(path, stored.record.encode_to_vec())],
-            };
-            if let Some(modified) = self.committed(txn).await? {
-                stored.modified = modified;
-                return Ok(stored);
-            }
-        }
-        Err(DeviceError::Busy)
     }
 }

@@ -81,24 +81,14 @@ impl Devices {
         key: DeviceKey,
         within: Duration,
     ) -> Result<StoredDevice, DeviceError> {
-        for _ in 0..CONFLICTS_MAX {
-            let mut stored = self.device_of(&key).await?.ok_or(DeviceError::UnknownDevice)?;
-            let until = clock::unix_millis().saturating_add(millis(within));
-            name_keys(&mut stored.record);
-            if let Some(present) = stored.record.keys.last_mut() {
-                present.until_ms = until;
+        let bound = |record: &mut DeviceRecord| {
+            name_keys(record);
+            if let Some(present) = record.keys.last_mut() {
+                present.until_ms = clock::unix_millis().saturating_add(millis(within));
             }
-            let path = layout::device(&stored.key);
-            let txn = Txn {
-                compares: vec![Compare::Modified(path.clone(), stored.modified)],
-                ops: vec![Op::put(path, stored.record.encode_to_vec())],
-            };
-            if let Some(modified) = self.committed(txn).await? {
-                stored.modified = modified;
-                return Ok(stored);
-            }
-        }
-        Err(DeviceError::Busy)
+            true
+        };
+        self.update(&key, bound).await
     }
 }
 

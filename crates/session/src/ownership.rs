@@ -47,8 +47,9 @@ pub const HISTORY_MAX: usize = 16;
 /// How many chosen switches a record counts within [`SWITCH_WINDOW`], whatever the policy says.
 pub const RECENT_SWITCHES_MAX: usize = 128;
 
-/// The window in which the policy counts switches.
-pub const SWITCH_WINDOW: Duration = Duration::from_secs(60);
+/// The window in which the policy counts switches: a minute, and a second for what passes between the decision over a
+/// switch and its effect, so that no minute sees one too many from outside either.
+pub const SWITCH_WINDOW: Duration = Duration::from_secs(61);
 
 /// When a client may ask again that met a node which cannot take it, or a live owner that has not stopped yet.
 pub const RETRY_AFTER: Duration = Duration::from_millis(250);

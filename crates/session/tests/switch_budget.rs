@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use jump_session::ids::{AttachSeq, AttemptId, DeviceKey, Incarnation, NodeId, SessionId};
 use jump_session::ownership::{
-    AttachRequest, Change, Decision, DeviceStanding, Owner, Phase, SWITCH_WINDOW, SessionRecord, View,
-    arbitrate, birth, change,
+    AttachRequest, Change, Decision, DeviceStanding, Owner, Phase, SessionRecord, View, arbitrate, birth,
+    change,
 };
 use jump_session::path::{KEPT_FOR_ATTACH, SwitchRate};
 use jump_session::policy::SessionPolicy;
@@ -34,13 +34,17 @@ struct World {
     rate: SwitchRate,
     now_ms: u64,
     seq: u64,
-    /// Times of all switches that count.
+    /// When all switches that count took effect.
     switches: Vec<u64>,
+    /// How long after its decision the next switch takes effect.
+    delay_ms: u64,
 }
 
 #[derive(Debug, Clone)]
 enum Step {
     Wait(u64),
+    /// From now on decisions take so long to take effect.
+    Delay(u64),
     /// The client's path is another one.
     Path,
     /// It attaches to this gateway, which may be the present one. The owner may have been asked to drain.
@@ -54,6 +58,7 @@ enum Step {
 fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         3 => (0u64..9_000).prop_map(Step::Wait),
+        2 => (0u64..1_000).prop_map(Step::Delay),
         5 => Just(Step::Path),
         5 => (1u8..4, prop::bool::weighted(0.1)).prop_map(|(to, drains)| Step::Attach(to, drains)),
         4 => Just(Step::Acknowledge),
@@ -74,7 +79,7 @@ impl World {
         let request = Self::request(gateway(1), 1, vec![]);
         let born = birth(id, inner, String::new(), [0; 16], &VIEW, &request, &policy, now_ms).unwrap().next;
         let rate = SwitchRate::new(per_minute, Duration::ZERO);
-        Self { policy, record: born, rate, now_ms, seq: 1, switches: vec![] }
+        Self { policy, record: born, rate, now_ms, seq: 1, switches: vec![], delay_ms: 0 }
     }
 
     fn request(claimant: Owner, seq: u64, switch_ages: Vec<Duration>) -> AttachRequest {
@@ -97,10 +102,11 @@ impl World {
         let owner = self.record.owner().cloned();
         match step {
             Step::Wait(ms) => self.now_ms += ms,
+            Step::Delay(ms) => self.delay_ms = *ms,
             Step::Path => {
                 if owner.is_some() && self.rate.allows(self.now(), KEPT_FOR_ATTACH) {
                     self.rate.spend(self.now());
-                    self.switches.push(self.now_ms);
+                    self.switches.push(self.now_ms + self.delay_ms);
                 }
             }
             Step::Attach(to, drains) => {
@@ -139,7 +145,7 @@ impl World {
     fn own(&mut self, next: SessionRecord, stays: bool) {
         let waited = matches!(&self.record.phase, Phase::Handover { to, .. } if to.charged);
         if next.epoch > self.record.epoch && (stays || waited) {
-            self.switches.push(self.now_ms);
+            self.switches.push(self.now_ms + self.delay_ms);
         }
         let mut rate = SwitchRate::new(self.policy.switches_per_minute_max, Duration::ZERO);
         next.switch_ages(self.now_ms).into_iter().for_each(|age| rate.tell(self.now(), age));
@@ -150,7 +156,7 @@ impl World {
     }
 
     fn most_in_a_minute(&self) -> usize {
-        let window = u64::try_from(SWITCH_WINDOW.as_millis()).unwrap();
+        let window = 60_000;
         let from =
             |start: &u64| self.switches.iter().filter(|at| (*start..start + window).contains(*at)).count();
         self.switches.iter().map(from).max().unwrap_or(0)

@@ -104,7 +104,7 @@ impl DataPlane {
             && let Some(Entry::Session(old_session)) = self.entries.replace(old, Entry::Reserved)
         {
             self.census.leave(old_session.machine.state());
-            replaced = self.retire(old, *old_session, Retirement::Replaced, tick).into();
+            replaced = Some(self.retire(old, *old_session, Retirement::Replaced, tick));
         }
         let Some(Entry::Handshake(handshake)) = self.entries.replace(local, Entry::Reserved) else { return };
         let Handshake { keys, device, path, key_set, intent, .. } = *handshake;
@@ -300,7 +300,7 @@ impl DataPlane {
         self.retire(local, *session, Retirement::Fenced, tick);
     }
 
-    /// Keeps the opening key of a session that stopped here, for what is under way.
+    /// Keeps the opening key of a session that stopped here, for what is under way; its machine is left over.
     fn retire(&mut self, local: u32, session: Session, cause: Retirement, tick: Tick) -> GatewaySession {
         let Session { opening, inner, id, machine, .. } = session;
         self.by_session.remove(&id);

@@ -188,9 +188,9 @@ fn cooldown_and_rate_hold_back_a_chosen_switch_exactly_until_retry_after() {
 
     hot.recent_switches = vec![NOW - 50_000, NOW - 20_000, NOW - 40];
     let limited = refusal(decide(&hot, NOW));
-    assert_eq!((limited.reason, limited.retry_after), (Reason::SwitchRateExceeded, Duration::from_secs(10)));
-    assert_eq!(refusal(decide(&hot, NOW + 9_999)).reason, Reason::SwitchRateExceeded);
-    assert!(decide(&hot, NOW + 10_000).is_ok());
+    assert_eq!((limited.reason, limited.retry_after), (Reason::SwitchRateExceeded, Duration::from_secs(11)));
+    assert_eq!(refusal(decide(&hot, NOW + 10_999)).reason, Reason::SwitchRateExceeded);
+    assert!(decide(&hot, NOW + 11_000).is_ok());
 
     let none = SessionPolicy { switches_per_minute_max: 0, ..policy };
     let never = arbitrate(&owned(), &view(true, true), &request(owner("b", 1), 11), &none, NOW);
@@ -205,7 +205,7 @@ fn path_switches_count_for_an_attach_to_the_owner_that_made_them_and_for_all_onc
     before.recent_switches = vec![NOW - 30_000];
     let here = AttachRequest { switch_ages: seconds(&[20, 10]), ..request(owner("a", 1), 11) };
     let limited = refusal(arbitrate(&before, &view(true, true), &here, &policy, NOW));
-    assert_eq!((limited.reason, limited.retry_after), (Reason::SwitchRateExceeded, Duration::from_secs(30)));
+    assert_eq!((limited.reason, limited.retry_after), (Reason::SwitchRateExceeded, Duration::from_secs(31)));
     let elsewhere = AttachRequest { switch_ages: here.switch_ages, ..request(owner("b", 1), 11) };
     let Ok(Decision::Intend(intent)) = arbitrate(&before, &view(true, true), &elsewhere, &policy, NOW) else {
         panic!("another gateway's word of the owner's path switches was believed");
