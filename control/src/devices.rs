@@ -1,9 +1,8 @@
 //! Devices: enrolment by one-time tokens, validity, key rotation, revocation.
 
-use std::sync::Mutex;
 use std::time::Duration;
 
-use jump_crypto::entropy::{Entropy, EntropyError};
+use jump_crypto::entropy::EntropyError;
 use jump_proto::convert::stored_policy;
 use jump_proto::store_v1::{self, DeviceAliasRecord, DeviceRecord, TokenRecord};
 use jump_session::ids::{DeviceKey, Revision, SessionId};
@@ -121,6 +120,9 @@ pub enum DeviceError {
     /// The device or its key may not be used any more.
     #[error("the device may not rotate its key [{}]", .0.code())]
     NotActive(Reason),
+    /// The request's id was used for another token.
+    #[error("the request_id was used for another token: use a new one")]
+    RequestReused,
     /// Others keep changing the same keys.
     #[error("too many concurrent changes: try again")]
     Busy,
@@ -144,14 +146,12 @@ impl Devices {
     /// [`DeviceError`].
     pub async fn create_token(
         &self,
-        entropy: &Mutex<Box<dyn Entropy>>,
+        secret: &[u8; 32],
         name: &str,
         ttl: Duration,
         device_ttl: Duration,
         policy: &DevicePolicy,
-    ) -> Result<([u8; 32], UnixMillis), DeviceError> {
-        let mut secret = [0; 32];
-        entropy.lock().unwrap_or_else(std::sync::PoisonError::into_inner).fill(&mut secret)?;
+    ) -> Result<UnixMillis, DeviceError> {
         let expires_ms = clock::unix_millis().saturating_add(millis(ttl));
         let record = TokenRecord {
             name: name.to_owned(),
@@ -160,12 +160,21 @@ impl Devices {
             device_key: Vec::new(),
             policy: stored_policy(policy),
         };
-        let key = token_key(&secret);
+        let key = token_key(secret);
         let txn =
-            Txn { compares: vec![Compare::absent(&key)], ops: vec![Op::put(key, record.encode_to_vec())] };
-        match self.store.commit(txn).await? {
-            Outcome::Committed(_) => Ok((secret, expires_ms)),
-            Outcome::Conflict => Err(DeviceError::Busy),
+            Txn { compares: vec![Compare::absent(&key)], ops: vec![Op::put(&key, record.encode_to_vec())] };
+        if self.committed(txn).await?.is_some() {
+            return Ok(expires_ms);
+        }
+        // It exists: the answer to the same request was lost, or the request's id serves for another one.
+        let snapshot = self.store.read(&[key]).await?;
+        let stored = snapshot.values[0].as_ref().ok_or(DeviceError::Busy)?;
+        let stored: TokenRecord = layout::decode(stored)?;
+        let asked = (&record.name, record.device_ttl_ms, &record.policy);
+        if (&stored.name, stored.device_ttl_ms, &stored.policy) == asked {
+            Ok(stored.expires_ms)
+        } else {
+            Err(DeviceError::RequestReused)
         }
     }
 

@@ -17,7 +17,7 @@ use jump_proto::control_v1::node_service_client::NodeServiceClient;
 use jump_proto::control_v1::ownership_service_client::OwnershipServiceClient;
 use jump_proto::control_v1::session_service_client::SessionServiceClient;
 use jump_proto::token::EnrolmentToken;
-use tonic::Code;
+use tonic::{Code, Response};
 use tonic_types::StatusExt;
 
 #[path = "support/cluster.rs"]
@@ -73,6 +73,7 @@ suite! {
     of_a_thousand_racing_attaches_exactly_one_is_accepted_per_epoch;
     a_gateway_speaks_only_for_itself_and_readers_change_nothing;
     a_token_enrols_one_device_once_and_the_same_device_again;
+    a_token_that_is_asked_for_again_is_the_same_and_its_request_serves_for_no_other;
     a_revoked_device_loses_its_sessions_and_cannot_attach;
     a_rotated_key_overlaps_with_its_successor_and_then_retires;
     a_key_that_leaked_is_refused_at_once;
@@ -349,6 +350,27 @@ async fn a_token_enrols_one_device_once_and_the_same_device_again(harness: Harne
     assert_eq!(listed.devices.len(), 1);
     let rest = wire::ListDevicesRequest { page_size: 1, page_token: listed.next_page_token };
     assert_eq!(devices.list_devices(rest).await.unwrap().into_inner().devices.len(), 1);
+}
+
+async fn a_token_that_is_asked_for_again_is_the_same_and_its_request_serves_for_no_other(harness: Harness) {
+    let (pki, server, _, _) = two_gateways(&harness, &[]).await;
+    let devices = DeviceServiceClient::new(server.channel(&pki, Some("operator-op")).await);
+    let ask = |name: &str, request_id: &str| {
+        let mut devices = devices.clone();
+        let request = wire::CreateEnrolmentTokenRequest {
+            name: name.to_owned(),
+            request_id: request_id.to_owned(),
+            ..wire::CreateEnrolmentTokenRequest::default()
+        };
+        async move { devices.create_enrolment_token(request).await.map(Response::into_inner) }
+    };
+    let id = "0196f6a0-7c1e-7b5e-8000-1234567890ab";
+    let first = ask("phone", id).await.unwrap();
+    assert_eq!(ask("phone", id).await.unwrap(), first);
+    assert_eq!(ask("laptop", id).await.unwrap_err().code(), Code::AlreadyExists);
+    assert_eq!(ask("phone", "7").await.unwrap_err().code(), Code::InvalidArgument);
+    let (one, other) = (ask("phone", "").await.unwrap(), ask("phone", "").await.unwrap());
+    assert!(one.token != other.token && one.token != first.token);
 }
 
 async fn a_revoked_device_loses_its_sessions_and_cannot_attach(harness: Harness) {

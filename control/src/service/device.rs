@@ -100,12 +100,17 @@ impl DeviceService for DeviceApi {
         let device_ttl =
             parse_duration(&mut fields, "device_ttl", request.device_ttl, Duration::ZERO, Duration::MAX);
         let policy = fields.device_policy("policy", request.policy.as_ref());
-        let (ttl, device_ttl, policy) =
-            fields.finish(|| Some((ttl?, device_ttl?, policy?))).map_err(ServiceError::from)?;
+        let request_id = match request.request_id.as_str() {
+            "" => Some(uuid::Uuid::new_v4()),
+            text => fields.take("request_id", text.parse().map_err(|_| "must be a UUID")),
+        };
+        let (ttl, device_ttl, policy, request_id) =
+            fields.finish(|| Some((ttl?, device_ttl?, policy?, request_id?))).map_err(ServiceError::from)?;
         let ttl = if ttl.is_zero() { TOKEN_TTL_DEFAULT } else { ttl };
-        let Context { devices, entropy, profile, .. } = &*self.context;
-        let (secret, expires) = devices
-            .create_token(entropy, &request.name, ttl, device_ttl, &policy)
+        let Context { devices, profile, keys, .. } = &*self.context;
+        let secret = keys.load().signers[0].token_secret(request_id.as_bytes());
+        let expires = devices
+            .create_token(&secret, &request.name, ttl, device_ttl, &policy)
             .await
             .map_err(ServiceError::from)?;
         audit::token_issued(&devices::token_key(&secret), &request.name, &operator);

@@ -159,7 +159,7 @@ impl Dh for X25519 {
         let shared = match &self.held {
             Held::Nothing => None,
             Held::Static => self.local.agree(peer),
-            Held::Ephemeral(key) => key.agree(peer),
+            Held::Ephemeral(key) => self.local.agree_fresh(key, peer),
         };
         let shared = shared.ok_or(snow::Error::Dh)?;
         out.first_chunk_mut::<32>().ok_or(snow::Error::Dh)?.copy_from_slice(&shared[..]);
