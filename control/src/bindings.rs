@@ -253,6 +253,11 @@ impl Bindings {
         state.nodes.values().map(|node| (Arc::clone(node), state.is_draining(node))).collect()
     }
 
+    /// How many gateways are registered.
+    pub fn gateways(&self) -> usize {
+        lock(&self.state).nodes.len()
+    }
+
     /// Says whether this run's node key is in the cache.
     pub fn is_registered(&self, owner: &Owner) -> bool {
         lock(&self.state).is_registered(owner)

@@ -1,6 +1,7 @@
 //! Gateway nodes: register, renew, deregister, drain.
 
 use std::collections::HashMap;
+use std::ops::RangeInclusive;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -21,6 +22,18 @@ const CONFLICTS_MAX: usize = 32;
 
 /// How many runs are remembered before those that ended are forgotten: twice what can be registered at once.
 pub(crate) const RUNS_REMEMBERED_MAX: usize = 2 * NodeNumber::MAX.0 as usize;
+
+/// How many claims all gateways together may have under way: what a replica takes less than a second for, even when all
+/// of them come to it. A renewal waits behind them, and a lease ends 3 s after it was renewed last.
+const CLAIMS_MAX: usize = 8192;
+
+/// The least and the most that one gateway may have under way. A claim takes milliseconds, so few fill the store's requests.
+const CLAIMS_EACH: RangeInclusive<usize> = 8..=256;
+
+/// How many claims one of this many registered gateways may have under way.
+pub fn claims_each(gateways: usize) -> usize {
+    (CLAIMS_MAX / gateways.max(1)).clamp(*CLAIMS_EACH.start(), *CLAIMS_EACH.end())
+}
 
 /// What a gateway says about itself.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -14,7 +14,6 @@ use jump_session::reason::Reason;
 use jump_telemetry::Correlation;
 use jump_telemetry::{recovery, trace};
 use jump_transport::clock::boottime_nanos;
-use tokio::sync::Semaphore;
 use tonic::Status;
 use tonic_types::StatusExt;
 use tracing::Instrument as _;
@@ -29,27 +28,24 @@ use crate::metrics;
 const ATTACH_PATIENCE: Duration = Duration::from_millis(2500);
 /// When a client asks again that could not be served.
 const AGAIN: Duration = Duration::from_millis(200);
-/// Calls to control at a time; more wait.
-const CALLS_MAX: usize = 256;
 
 /// Asks control about confirmed clients, a bounded number at a time.
 #[derive(Clone)]
 pub struct Claims {
     context: Arc<Context>,
-    calls: Arc<Semaphore>,
 }
 
 impl Claims {
     /// Claims for this run.
     pub fn new(context: Arc<Context>) -> Self {
-        Self { context, calls: Arc::new(Semaphore::new(CALLS_MAX)) }
+        Self { context }
     }
 
     /// Decides one claim in a task of its own.
     pub fn decide(&self, confirmed: Confirmed) {
         let claims = self.clone();
         tokio::spawn(async move {
-            let Ok(_permit) = claims.calls.acquire().await else { return };
+            let _place = claims.context.claim_places.take().await;
             let started = Instant::now();
             let index = confirmed.index;
             let session = confirmed.intent.session.map(tracing::field::display);

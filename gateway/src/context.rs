@@ -17,6 +17,7 @@ use crate::control::Control;
 use crate::dataplane::engine::Shared;
 use crate::dataplane::{Carried, Command, StopCause};
 use crate::lease::Guard;
+use crate::places::Places;
 
 /// The queue of orders to the data plane, with the bell that wakes it.
 #[derive(Clone)]
@@ -148,6 +149,8 @@ pub struct Context {
     pub shared: Arc<Shared>,
     /// Answers handshakes.
     pub responder: Arc<RwLock<Responder>>,
+    /// Claims under way at control, as many as it allows.
+    pub claim_places: Places,
     /// The other gateways.
     pub roster: ArcSwap<Roster>,
     /// Where clients find the other transports.
@@ -169,6 +172,9 @@ pub struct Context {
 }
 
 impl Context {
+    /// Claims that may be under way where control says nothing.
+    pub const CLAIMS_MAX: usize = 256;
+
     /// True while no new sessions are taken.
     pub fn is_draining(&self) -> bool {
         self.operator_drain.load(Ordering::Acquire) || self.terminating.load(Ordering::Acquire)

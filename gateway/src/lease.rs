@@ -190,6 +190,11 @@ async fn take_news(context: &Context, response: &RenewResponse) {
             None => tracing::error!("control sent unusable cluster keys"),
         }
     }
+    let claims_max = usize::try_from(response.claims_max).unwrap_or(usize::MAX);
+    context.claim_places.resize(match claims_max {
+        0 => Context::CLAIMS_MAX,
+        max => max.min(Context::CLAIMS_MAX),
+    });
     context.set_operator_drain(response.drain);
 }
 

@@ -18,6 +18,7 @@ pub mod heartbeat;
 pub mod identity;
 pub mod lease;
 pub mod metrics;
+pub mod places;
 pub mod readiness;
 pub mod registration;
 pub mod supervisor;

@@ -42,6 +42,7 @@ use crate::heartbeat::Heart;
 use crate::identity::{self, IdentityErrors};
 use crate::lease::{Guard, LeaseLost, renew};
 use crate::metrics;
+use crate::places::Places;
 use crate::readiness::Readiness;
 use crate::registration::{LeaseTimes, RegisterError, Registration, RunKeys, deregister, register};
 use crate::usage;
@@ -210,6 +211,7 @@ pub async fn run(
         guard: guard.clone(),
         shared: Arc::clone(&shared),
         responder: Arc::clone(&responder),
+        claim_places: Places::new(Context::CLAIMS_MAX),
         roster: arc_swap::ArcSwap::from_pointee(Roster { others: vec![], own: config.advertise.clone() }),
         doors: config.doorways.iter().map(Doorway::door).collect(),
         lease_ttl: lease.ttl,

@@ -20,7 +20,7 @@ use super::{Context, ServiceError, about, caller, node_message};
 use crate::arbiter::ArbiterError;
 use crate::bindings::{Delta, Everything};
 use crate::layout::StoredSession;
-use crate::registry::{RUNS_REMEMBERED_MAX, Registration};
+use crate::registry::{RUNS_REMEMBERED_MAX, Registration, claims_each};
 use crate::{audit, clock, metrics};
 
 /// How many endpoints of a kind a node may have.
@@ -236,6 +236,7 @@ impl GatewayService for GatewayApi {
             drain: bindings.is_drained(&owner.node),
             cluster_keys: if keys_changed { self.cluster_keys() } else { Vec::new() },
             key_sets: if keys_changed { self.key_sets() } else { Vec::new() },
+            claims_max: u32::try_from(claims_each(bindings.gateways())).unwrap_or(u32::MAX),
         }))
     }
 

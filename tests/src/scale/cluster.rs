@@ -5,6 +5,7 @@ use std::collections::{BinaryHeap, VecDeque};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
+use jump_control::registry::claims_each;
 use jump_session::ids::{Incarnation, NodeId};
 use jump_session::ownership::{Authority, Owner, SessionRecord};
 use jump_session::policy::SessionPolicy;
@@ -22,8 +23,6 @@ use crate::lab::rng::Rng;
 const TTL: Duration = Duration::from_secs(3);
 const RENEW_EVERY: Nanos = SECOND;
 const MARGIN: Duration = Duration::from_millis(300);
-/// Calls to control that a gateway has open at a time.
-const CALLS_MAX: usize = 256;
 /// A replica's part of a renewal; assumed, not measured.
 const RENEWAL: Nanos = 50_000;
 /// Between a gateway and control, one way.
@@ -154,6 +153,8 @@ pub struct Cluster {
     pub(super) calls: Vec<Call>,
     free_calls: Vec<usize>,
     pub(super) revision: u64,
+    /// Claims that a gateway has under way at a time, as control says with every renewal; here it knows at once.
+    claims_each: usize,
     /// Devices that want a gateway now.
     wanting: usize,
     pub(super) measured: Histogram,
@@ -183,6 +184,7 @@ impl Cluster {
             calls: Vec::new(),
             free_calls: Vec::new(),
             revision: 0,
+            claims_each: claims_each(size.gateways),
             wanting: 0,
             measured: Histogram::default(),
             totals: Totals::default(),
@@ -351,7 +353,7 @@ impl Cluster {
             let session = self.end_call(call).session;
             return self.at(self.now + CONFIRM_TIMEOUT, Event::Search { session });
         }
-        if gateway.open_calls >= CALLS_MAX {
+        if gateway.open_calls >= self.claims_each {
             gateway.waiting.push_back(call);
             return;
         }
