@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 use serde::Deserialize;
 
 use crate::metrics::{self, Kind, MetricDef, Unit};
-use crate::sink::{FileConfig, Record, SinkConfig, SinkError, SinkHandle, SinkStats};
+use crate::sink::{FileConfig, Record, SinkConfig, SinkError, SinkHandle, SinkQueue, SinkStats};
 
 pub use action::{
     ActionDef, ApiAction, AttachAction, Class, EntityAction, NodeAction, SecurityAction, SessionAction,
@@ -242,8 +242,12 @@ pub fn start(identity: Identity, config: AuditConfig) -> Result<(Audit, AuditGua
         .name("jump-audit".into())
         .spawn(move || {
             while let Ok(Message::Event(event)) = events.recv() {
-                let record = Arc::new(record(&event.0, &origin, event.1));
-                offers.iter().for_each(|queue| queue.offer(&record));
+                if offers.iter().any(SinkQueue::has_room) {
+                    let record = Arc::new(record(&event.0, &origin, event.1));
+                    offers.iter().for_each(|queue| queue.offer(&record));
+                } else {
+                    offers.iter().for_each(SinkQueue::drop_unrendered);
+                }
             }
         })
         .map_err(AuditError::Thread)?;

@@ -26,7 +26,7 @@ pub use net::TlsError;
 pub use worker::SinkStats;
 
 pub(crate) use otlp::endpoint as otlp_endpoint;
-pub(crate) use worker::SinkHandle;
+pub(crate) use worker::{SinkHandle, SinkQueue};
 
 /// Why a sink could not start.
 #[derive(Debug, thiserror::Error)]

@@ -4,6 +4,7 @@ use std::io::Read as _;
 use std::net::{SocketAddr, TcpListener};
 
 use anyhow::{Context as _, Result};
+use socket2::{Domain, Socket, Type};
 
 use super::network::Host;
 
@@ -51,8 +52,21 @@ impl Receivers {
                 .enter(|| TcpListener::bind(address))?
                 .with_context(|| format!("listening on {address}"))
         };
-        // The kernel accepts, nobody reads.
-        let stalled = bind(WAYS[0].1)?;
+        // The kernel accepts, nobody reads. Connections get small segments and buffers from it, so that they stand still after
+        // some hundred events and not after the megabytes that loopback would take.
+        let address = SocketAddr::from(([127, 0, 0, 1], WAYS[0].1));
+        let stalled = host
+            .namespace
+            .enter(|| {
+                let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+                socket.set_reuse_address(true)?;
+                socket.set_recv_buffer_size(4096)?;
+                socket.set_tcp_mss(536)?;
+                socket.bind(&address.into())?;
+                socket.listen(128)?;
+                std::io::Result::Ok(TcpListener::from(socket))
+            })?
+            .with_context(|| format!("listening on {address}"))?;
         let killed = bind(WAYS[2].1)?;
         std::thread::spawn(move || {
             while let Ok((mut stream, _)) = killed.accept() {

@@ -13,6 +13,15 @@ pub(super) const QUEUE_LINES_MAX: usize = 8192;
 /// The longest queue, in bytes, under the same policy.
 pub(super) const QUEUE_BYTES_MAX: usize = 4 << 20;
 
+/// How long the first line of a write waits for others, so that a busy program pays for few writes and few wake-ups.
+const COMPANY: Duration = Duration::from_millis(1);
+
+/// The most lines in one write.
+const WRITE_LINES_MAX: usize = 256;
+
+/// The length after which a write is long enough, in bytes.
+const WRITE_BYTES: usize = 64 * 1024;
+
 /// What a queue did so far.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct LogStats {
@@ -97,18 +106,33 @@ impl QueueWriter {
 }
 
 fn write_lines(lines: &Receiver<Message>, counters: &Counters, mut output: impl Write) {
-    for message in lines {
-        match message {
-            Message::Line(line) => {
-                counters.bytes.fetch_sub(line.len(), Ordering::Relaxed);
-                if output.write_all(line.as_bytes()).is_err() {
-                    counters.dropped.fetch_add(1, Ordering::Relaxed);
+    let mut text = String::new();
+    while let Ok(first) = lines.recv() {
+        thread::sleep(COMPANY);
+        let mut flushes = Vec::new();
+        let mut count = 0;
+        for message in std::iter::once(first).chain(lines.try_iter()) {
+            match message {
+                Message::Line(line) => {
+                    text.push_str(&line);
+                    count += 1;
                 }
+                Message::Flush(done) => flushes.push(done),
             }
-            Message::Flush(done) => {
-                let _ = output.flush();
-                let _ = done.try_send(());
+            if count == WRITE_LINES_MAX || text.len() >= WRITE_BYTES || !flushes.is_empty() {
+                break;
             }
+        }
+        if output.write_all(text.as_bytes()).is_err() {
+            counters.dropped.fetch_add(count as u64, Ordering::Relaxed);
+        }
+        counters.bytes.fetch_sub(text.len(), Ordering::Relaxed);
+        text.clear();
+        // A line of many megabytes does not keep its memory.
+        text.shrink_to(2 * WRITE_BYTES);
+        for done in flushes {
+            let _ = output.flush();
+            let _ = done.try_send(());
         }
     }
 }
@@ -118,7 +142,8 @@ pub(super) fn memory() -> (impl Write + Send + 'static, Arc<std::sync::Mutex<Vec
     struct Lines(Arc<std::sync::Mutex<Vec<String>>>);
     impl Write for Lines {
         fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-            self.0.lock().expect("no panic").push(String::from_utf8_lossy(bytes).into_owned());
+            let text = String::from_utf8_lossy(bytes);
+            self.0.lock().expect("no panic").extend(text.split_inclusive('\n').map(str::to_owned));
             Ok(bytes.len())
         }
         fn flush(&mut self) -> std::io::Result<()> {
@@ -165,11 +190,41 @@ mod tests {
         (0..pushed).for_each(|i| writer.push(format!("line {i}\n")));
         let stats = writer.stats();
         assert_eq!(stats.queued + stats.dropped, pushed);
-        assert!(stats.queued <= QUEUE_LINES_MAX as u64 + 1, "{stats:?}");
+        assert!(stats.queued <= (QUEUE_LINES_MAX + WRITE_LINES_MAX) as u64, "{stats:?}");
         assert!(!writer.flush(Duration::from_millis(10)));
         output.open();
         assert!(writer.flush(Duration::from_secs(10)));
         assert_eq!(writer.counters.bytes.load(Ordering::Relaxed), 0);
+    }
+
+    #[test]
+    fn lines_that_come_together_are_written_together_and_in_their_order() {
+        #[derive(Clone, Default)]
+        struct Writes(Arc<Mutex<Vec<String>>>);
+        impl Write for Writes {
+            fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+                let text = String::from_utf8(bytes.to_vec()).expect("text");
+                self.0.lock().expect("no panic").push(text);
+                Ok(bytes.len())
+            }
+            fn flush(&mut self) -> std::io::Result<()> {
+                Ok(())
+            }
+        }
+        let (queue, lines) = sync_channel(QUEUE_LINES_MAX);
+        let counters = Counters::default();
+        let wanted: Vec<String> = (0..1000).map(|i| format!("line {i}\n")).collect();
+        for line in &wanted {
+            counters.bytes.fetch_add(line.len(), Ordering::Relaxed);
+            queue.try_send(Message::Line(line.clone())).expect("there is room");
+        }
+        drop(queue);
+        let output = Writes::default();
+        write_lines(&lines, &counters, output.clone());
+        let writes = output.0.lock().expect("no panic").clone();
+        assert_eq!(writes.concat(), wanted.concat());
+        assert_eq!(writes.len(), wanted.len().div_ceil(WRITE_LINES_MAX));
+        assert_eq!(counters.bytes.load(Ordering::Relaxed), 0);
     }
 
     #[test]

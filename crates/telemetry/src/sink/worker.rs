@@ -150,6 +150,16 @@ pub(crate) struct SinkQueue {
 }
 
 impl SinkQueue {
+    /// Says whether a record may still fit: rendering one that nobody takes is work for nothing.
+    pub(crate) fn has_room(&self) -> bool {
+        self.queue.capacity() > 0 && self.counters.waiting_bytes.load(Ordering::Relaxed) < self.bytes_max
+    }
+
+    /// Counts a record that was not rendered because no queue had room.
+    pub(crate) fn drop_unrendered(&self) {
+        self.counters.queue_full.fetch_add(1, Ordering::Relaxed);
+    }
+
     /// Queues the record or drops it, counted.
     pub(crate) fn offer(&self, record: &Arc<Record>) {
         let counters = &self.counters;
