@@ -121,6 +121,9 @@ pub struct Devices {
     /// Length of a probe's inner packet.
     #[serde(default = "probe_bytes")]
     pub probe_bytes: usize,
+    /// Whether they are there for what they do to the others: their own work gives way to everybody else's.
+    #[serde(default)]
+    pub aside: bool,
 }
 
 /// What a relay between devices and gateways does from the beginning.

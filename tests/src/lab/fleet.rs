@@ -57,6 +57,9 @@ pub struct Group {
     pub traffic: Traffic,
     /// Their patience.
     pub tuning: Tuning,
+    /// They are there for what they do to the others: one more thread works for them, when nobody else on the machine wants
+    /// to, so that their own cryptography does not stand in the way of those that are measured.
+    pub aside: bool,
 }
 
 /// What to run.
@@ -71,7 +74,7 @@ pub struct FleetPlan {
     pub via: BTreeMap<SocketAddr, SocketAddr>,
     /// The groups.
     pub groups: Vec<Group>,
-    /// Threads.
+    /// Threads; one more for the groups that are aside, if there are any.
     pub lanes: u32,
     /// Decides starting gateways and phases.
     pub seed: u64,
@@ -140,11 +143,29 @@ impl Shared {
 enum Command {
     Stop,
     Phase,
-    Pace { group: usize, every: Option<Duration> },
-    Rebind { group: usize, share: f64, address_too: bool },
-    Move { group: usize, targets: Vec<SocketAddr> },
-    Spread { group: usize, targets: Vec<SocketAddr>, turn: usize },
-    Release { group: usize, per_second: f64 },
+    Pace {
+        group: usize,
+        every: Option<Duration>,
+    },
+    Rebind {
+        group: usize,
+        share: f64,
+        address_too: bool,
+    },
+    Move {
+        group: usize,
+        targets: Vec<SocketAddr>,
+    },
+    Spread {
+        group: usize,
+        targets: Vec<SocketAddr>,
+        turn: usize,
+    },
+    /// Evenly within this time.
+    Release {
+        group: usize,
+        over: Duration,
+    },
 }
 
 /// Running devices; they stop when dropped.
@@ -152,7 +173,8 @@ enum Command {
 pub struct Fleet {
     shared: Arc<Shared>,
     threads: Vec<JoinHandle<std::io::Result<Vec<Record>>>>,
-    devices: usize,
+    /// How many devices each group has.
+    groups: Vec<usize>,
 }
 
 impl Fleet {
@@ -165,17 +187,18 @@ impl Fleet {
         ensure!(plan.keys.len() >= devices, "{} keys for {devices} devices", plan.keys.len());
         allow_descriptors(devices)?;
         let lanes = plan.lanes.max(1);
+        let all_lanes = lanes + u32::from(plan.groups.iter().any(|group| group.aside));
         let shared = Arc::new(Shared {
             live: Live::default(),
-            commands: (0..lanes).map(|_| Mutex::default()).collect(),
+            commands: (0..all_lanes).map(|_| Mutex::default()).collect(),
             phase: Mutex::default(),
         });
-        let mut work: Vec<_> = (0..lanes)
+        let mut work: Vec<_> = (0..all_lanes)
             .map(|number| Lane {
                 devices: Vec::new(),
                 via: plan.via.clone(),
                 seed: plan.seed.wrapping_add(u64::from(number)),
-                lanes,
+                yields: number >= lanes,
                 shared: Arc::clone(&shared),
                 number: number as usize,
             })
@@ -197,7 +220,8 @@ impl Fleet {
                     group.traffic,
                     start.unwrap_or(begin),
                 );
-                work[(number % lanes) as usize].devices.push((device, start));
+                let lane = if group.aside { lanes } else { number % lanes };
+                work[lane as usize].devices.push((device, start));
                 number += 1;
             }
         }
@@ -210,12 +234,12 @@ impl Fleet {
                 })
                 .collect::<std::io::Result<Vec<_>>>()
         })??;
-        Ok(Self { shared, threads, devices })
+        Ok(Self { shared, threads, groups: plan.groups.iter().map(|group| group.devices).collect() })
     }
 
     /// How many devices there are.
     pub fn devices(&self) -> usize {
-        self.devices
+        self.groups.iter().sum()
     }
 
     /// Totals so far.
@@ -235,7 +259,9 @@ impl Fleet {
 
     /// Starts the waiting devices of a group.
     pub fn release(&self, group: usize, per_second: f64) {
-        self.command(&Command::Release { group, per_second });
+        let devices = self.groups.get(group).copied().unwrap_or_default();
+        let over = Duration::from_secs_f64(devices as f64 / per_second.max(0.001));
+        self.command(&Command::Release { group, over });
     }
 
     /// Changes how often a group's devices send.
@@ -278,7 +304,7 @@ impl Fleet {
     /// When a thread failed.
     pub fn stop(mut self) -> Result<Vec<Record>> {
         self.command(&Command::Stop);
-        let mut records = Vec::with_capacity(self.devices);
+        let mut records = Vec::with_capacity(self.devices());
         for thread in self.threads.drain(..) {
             let lane = thread.join().map_err(|_| anyhow!("a thread of devices panicked"))?;
             records.extend(lane.context("a thread of devices")?);

@@ -207,6 +207,7 @@ fn fleet_plan(
             starts_per_second: (!group.wait).then_some(group.starts_per_second),
             traffic: Traffic { every, length: group.probe_bytes, to, gap_above },
             tuning: Tuning::default(),
+            aside: group.aside,
         }
     };
     Ok(FleetPlan {

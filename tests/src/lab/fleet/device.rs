@@ -251,7 +251,7 @@ impl Device {
         let socket = UdpSocket::bind((self.address, 0))?;
         socket.set_nonblocking(true)?;
         socket.connect(world.via.get(&gateway).copied().unwrap_or(gateway))?;
-        world.watch(&socket, self.record.device, path)?;
+        world.watch(&socket, path)?;
         self.record.ports.push((socket.local_addr()?.port(), path.0));
         Ok(socket)
     }

@@ -20,20 +20,24 @@ use crate::lab::rng::Rng;
 /// The lane looks for commands at least this often.
 const TURN_MAX: Duration = Duration::from_millis(20);
 const EVENTS_MAX: usize = 512;
+/// The lowest scheduling priority; of the calling thread alone, under Linux.
+const NICEST: i32 = 19;
 
 /// What a device may use of its lane.
 pub(super) struct World<'a> {
     pub(super) now: Now,
     pub(super) counts: &'a mut Counts,
     pub(super) via: &'a BTreeMap<SocketAddr, SocketAddr>,
+    /// The device's place in its lane.
+    place: u32,
     poll: &'a OwnedFd,
     rng: &'a mut Rng,
     round_trips: &'a mut [Histogram; GROUPS_MAX],
 }
 
 impl World<'_> {
-    pub(super) fn watch(&self, socket: &UdpSocket, device: u32, path: PathId) -> io::Result<()> {
-        let data = epoll::EventData::new_u64(u64::from(device) << 32 | u64::from(path.0));
+    pub(super) fn watch(&self, socket: &UdpSocket, path: PathId) -> io::Result<()> {
+        let data = epoll::EventData::new_u64(u64::from(self.place) << 32 | u64::from(path.0));
         Ok(epoll::add(self.poll, socket, data, epoll::EventFlags::IN)?)
     }
 
@@ -58,8 +62,8 @@ pub(super) struct Lane {
     pub(super) devices: Vec<(Device, Option<Duration>)>,
     pub(super) via: BTreeMap<SocketAddr, SocketAddr>,
     pub(super) seed: u64,
-    /// How many lanes there are: device `n` is at place `n / lanes`.
-    pub(super) lanes: u32,
+    /// Works only when nobody else on the machine wants to.
+    pub(super) yields: bool,
     pub(super) shared: Arc<Shared>,
     pub(super) number: usize,
 }
@@ -73,7 +77,6 @@ struct Running {
     rng: Rng,
     counts: Counts,
     round_trips: [Histogram; GROUPS_MAX],
-    lanes: u32,
     shared: Arc<Shared>,
     number: usize,
 }
@@ -81,6 +84,9 @@ struct Running {
 impl Lane {
     /// Runs until told to stop; returns the devices' records.
     pub(super) fn run(self) -> io::Result<Vec<super::record::Record>> {
+        if self.yields {
+            rustix::process::setpriority_process(None, NICEST)?;
+        }
         let count = self.devices.len();
         let mut running = Running {
             devices: Vec::with_capacity(count),
@@ -91,7 +97,6 @@ impl Lane {
             rng: Rng::new(self.seed),
             counts: Counts::default(),
             round_trips: std::array::from_fn(|_| Histogram::default()),
-            lanes: self.lanes,
             shared: self.shared,
             number: self.number,
         };
@@ -121,8 +126,8 @@ impl Running {
         }
         for event in events.iter() {
             let data = event.data.u64();
-            let (device, path) = ((data >> 32) as u32, data as u32);
-            self.visit(device / self.lanes, |device, world| device.receive(world, PathId(path)));
+            let (place, path) = ((data >> 32) as u32, data as u32);
+            self.visit(place, |device, world| device.receive(world, PathId(path)));
         }
         let at = super::clock();
         while let Some(Reverse((due, place))) = self.queue.peek().copied() {
@@ -152,6 +157,7 @@ impl Running {
             now: now(),
             counts: &mut self.counts,
             via: &self.via,
+            place,
             poll: &self.poll,
             rng: &mut self.rng,
             round_trips: &mut self.round_trips,
@@ -195,10 +201,11 @@ impl Running {
                 Command::Spread { group, targets, turn } => {
                     self.each(group, |device, world| device.spread(world, &targets, turn));
                 }
-                Command::Release { group, per_second } => {
-                    let share = per_second / f64::from(self.lanes);
-                    for (i, place) in (0u32..).zip(self.places(group)) {
-                        let start = at + Duration::from_secs_f64(f64::from(i) / share.max(0.001));
+                Command::Release { group, over } => {
+                    let places = self.places(group);
+                    let between = over / u32::try_from(places.len()).unwrap_or(u32::MAX).max(1);
+                    for (i, place) in (0u32..).zip(places) {
+                        let start = at + between * i;
                         if !self.started[place as usize] && self.devices[place as usize].queued.is_none() {
                             self.devices[place as usize].queued = Some(start);
                             self.queue.push(Reverse((start, place)));
