@@ -15,6 +15,9 @@ use jump_telemetry::trace::TraceConfig;
 use jump_transport::tun::Tun;
 use tokio::signal::unix::{SignalKind, signal};
 
+/// How far the runtime's threads give way to the data plane, in steps of the scheduler's priority.
+const RUNTIME_NICENESS: i32 = 5;
+
 /// The gateway of Jumping VPN
 #[derive(Debug, Parser)]
 #[command(name = "jump-gateway", version)]
@@ -148,6 +151,10 @@ fn work(flags: &Flags) -> Result<(), Failure> {
     let inheritance = Inheritance { tun, heart, reaped: Incarnation(reaped) };
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
+        // Calls to control give way to packets, as handshakes do. Refused: nothing changes.
+        .on_thread_start(|| {
+            let _ = rustix::process::nice(RUNTIME_NICENESS);
+        })
         .enable_all()
         .build()
         .map_err(internal)?;

@@ -75,6 +75,8 @@ pub struct Topology {
     /// How many of them run from the beginning, when not all: `start` events bring in the others.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub gateways_started: Option<usize>,
+    /// Whether control and its stores give way to everybody else's work, as if they were on machines of their own.
+    pub control_aside: bool,
     /// Settings of control.
     pub control: toml::Table,
     /// Settings of the gateways.
@@ -87,6 +89,7 @@ impl Default for Topology {
             store: StoreKind::Etcd,
             gateways: 3,
             gateways_started: None,
+            control_aside: false,
             control: toml::Table::new(),
             gateway: toml::Table::new(),
         }

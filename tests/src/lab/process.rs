@@ -18,6 +18,9 @@ use super::cleanup::Guard;
 /// How many lines of output a process keeps in memory; all of them are in its log file.
 const LINES_MAX: usize = 20_000;
 
+/// The lowest scheduling priority.
+pub const NICEST: i32 = 19;
+
 /// A running program.
 #[derive(Debug)]
 pub struct Process {
@@ -143,6 +146,21 @@ impl Process {
     /// When it has ended and was reaped.
     pub fn signal(&self, signal: Signal) -> Result<()> {
         rustix::process::kill_process(self.pid, signal).with_context(|| format!("signalling {}", self.name))
+    }
+
+    /// Lets it work only where nobody else on the machine wants to.
+    ///
+    /// # Errors
+    /// When it has ended.
+    pub fn give_way(&self) -> Result<()> {
+        for task in std::fs::read_dir(format!("/proc/{}/task", self.pid))? {
+            let thread =
+                task?.file_name().to_str().and_then(|name| name.parse().ok()).and_then(Pid::from_raw);
+            // Threads made later take after those that make them.
+            rustix::process::setpriority_process(thread, NICEST)
+                .with_context(|| format!("the priority of {}", self.name))?;
+        }
+        Ok(())
     }
 
     /// Whether it still runs.

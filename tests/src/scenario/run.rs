@@ -26,6 +26,7 @@ use crate::lab::history::{Violation, check_forwards, check_register};
 use crate::lab::network::ReturnRoute;
 use crate::lab::overhead::Overhead;
 use crate::lab::probe::EchoServer;
+use crate::lab::process::Process;
 use crate::lab::reader::{Readers, sessions};
 use crate::lab::relay::Relay;
 use crate::lab::witness::{Witness, clock_offset, operations};
@@ -52,6 +53,10 @@ pub fn run(scenario: &Scenario, is_full: bool) -> Result<Report> {
     let environment = Environment::capture();
     let steps = schedule(scenario);
     let mut cluster = Cluster::start(&plan(scenario)?)?;
+    if scenario.topology.control_aside {
+        let stores = cluster.etcd.iter().flat_map(|etcd| &etcd.nodes);
+        stores.chain(&cluster.controls).try_for_each(Process::give_way)?;
+    }
     let result = run_on(scenario, is_full, environment, steps, &mut cluster);
     if result.as_ref().map_or(true, |report| !report.passes()) {
         cluster.run.keep();

@@ -15,13 +15,12 @@ use rustix::event::{Timespec, epoll};
 use super::device::{Device, now};
 use super::{Command, Counts, GROUPS_MAX, Shared};
 use crate::lab::histogram::Histogram;
+use crate::lab::process::NICEST;
 use crate::lab::rng::Rng;
 
 /// The lane looks for commands at least this often.
 const TURN_MAX: Duration = Duration::from_millis(20);
 const EVENTS_MAX: usize = 512;
-/// The lowest scheduling priority; of the calling thread alone, under Linux.
-const NICEST: i32 = 19;
 
 /// What a device may use of its lane.
 pub(super) struct World<'a> {
@@ -85,6 +84,7 @@ impl Lane {
     /// Runs until told to stop; returns the devices' records.
     pub(super) fn run(self) -> io::Result<Vec<super::record::Record>> {
         if self.yields {
+            // Of this thread alone, under Linux.
             rustix::process::setpriority_process(None, NICEST)?;
         }
         let count = self.devices.len();
