@@ -98,7 +98,7 @@ impl World {
 enum Known {
     /// Nothing: its own start is part of the handshake.
     Nothing,
-    /// The agreement with the cluster key, as every client does at its start: the first attach to any gateway.
+    /// What is constant for the cluster key, as every client does at its start: the first attach to any gateway.
     Cluster,
     /// The gateway's certificate too: every later attach to it, and every rekey.
     Gateway,
@@ -132,7 +132,7 @@ fn handshake(c: &mut Criterion) {
                         world.device = DeviceSecret::from_bytes(*world.device.expose());
                         verifier = GrantVerifier::new(&[world.signer.public()]);
                     }
-                    if known == Known::Cluster {
+                    if known != Known::Nothing {
                         world.device.prepare(&world.cluster.public());
                     }
                     let begun = std::time::Instant::now();
