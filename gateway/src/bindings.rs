@@ -319,9 +319,14 @@ impl Directory {
         };
         let address = node.mesh_endpoint.parse().ok()?;
         match self.secret.link(&self.own, &peer) {
-            Ok((sealing, opening)) => {
-                Some(Link { node: reference, number: peer.number, address, sealing, opening })
-            }
+            Ok((sealing, opening)) => Some(Link {
+                node: reference,
+                number: peer.number,
+                incarnation: peer.incarnation,
+                address,
+                sealing,
+                opening,
+            }),
             Err(error) => {
                 tracing::error!(node = node.node_id, %error, "cannot link to another gateway");
                 None

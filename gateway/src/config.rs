@@ -45,6 +45,8 @@ pub struct Config {
     pub heartbeat_timeout: Duration,
     /// The drain.
     pub drain: DrainConfig,
+    /// Anchored egress.
+    pub egress: EgressConfig,
     /// Bounds of the data plane.
     pub limits: Limits,
     /// Threads that answer handshakes.
@@ -120,6 +122,15 @@ pub struct DrainConfig {
     pub linger: Duration,
 }
 
+/// Anchored egress: where this gateway's kernel translates what leaves (docs/egress.md).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct EgressConfig {
+    /// Whether flows that it translates go on through it when their session moves.
+    pub anchored: bool,
+    /// How long a gateway that was told to end waits, after its last session has moved, for the end of such flows.
+    pub hold: Duration,
+}
+
 /// Logs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LogOptions {
@@ -138,6 +149,12 @@ impl Config {
         let mut settings = Settings::load(flags);
         let config = Self::read(&mut settings);
         settings.finish(config)
+    }
+
+    /// How long a worker that was told to end may take for its sessions and their connections.
+    pub fn ending_max(&self) -> Duration {
+        let hold = if self.egress.anchored { self.egress.hold } else { Duration::ZERO };
+        self.drain.deadline.saturating_add(self.drain.linger).saturating_add(hold)
     }
 
     fn read(settings: &mut Settings) -> Option<Self> {
@@ -184,6 +201,10 @@ impl Config {
             deadline: settings.duration("drain.deadline", Duration::from_secs(10)),
             linger: settings.duration("drain.linger", Duration::from_millis(500)),
         };
+        let egress = EgressConfig {
+            anchored: settings.or("egress.anchored", "true or false", false),
+            hold: settings.duration("egress.hold", Duration::from_secs(20)),
+        };
         let limits = Limits { mtu_max: tun.mtu, ..limits(settings) };
         let handshake_threads = settings.or("limits.handshake_threads", "a number from 1 to 64", 1usize);
         settings.check(
@@ -208,6 +229,7 @@ impl Config {
             lease,
             heartbeat_timeout,
             drain,
+            egress,
             limits,
             handshake_threads,
             socket_buffer_bytes: settings.or("socket_buffer_bytes", "a number of bytes", 4 << 20),
@@ -363,6 +385,15 @@ mod tests {
         assert_eq!(config.advertise, ["192.0.2.1:51820".parse().unwrap()]);
         assert_eq!(config.control, ["https://192.0.2.9:7443", "https://control.example:7443"]);
         assert_eq!(config.lease, LeaseConfig::default());
+    }
+
+    #[test]
+    fn flows_are_anchored_only_where_that_is_asked_for() {
+        let egress = |more: &str| load(&format!("{WHOLE}{more}")).unwrap().egress;
+        assert!(!egress("").anchored);
+        let on = EgressConfig { anchored: true, hold: Duration::from_secs(90) };
+        assert_eq!(load(WHOLE).unwrap().ending_max(), Duration::from_millis(10_500));
+        assert_eq!(egress("[egress]\nanchored = true\nhold = \"90s\""), on);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! What the worker's tasks share.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, RwLock};
 use std::time::Duration;
@@ -83,6 +83,16 @@ impl Orders {
         let (done, stopped) = oneshot::channel();
         self.give(Command::Stop { session, epoch, cause, done: Some(done) }).await?;
         stopped.await.map_err(|_| DataPlaneEnded)
+    }
+
+    /// Inner addresses of the sessions that leave by this gateway although another one carries them.
+    ///
+    /// # Errors
+    /// When the data plane has ended.
+    pub async fn anchored(&self) -> Result<Vec<IpAddr>, DataPlaneEnded> {
+        let (answer, addresses) = oneshot::channel();
+        self.give(Command::Anchored(answer)).await?;
+        addresses.await.map_err(|_| DataPlaneEnded)
     }
 
     /// The sessions carried now.

@@ -1,4 +1,5 @@
-//! The drain: clients are asked to move, served until they have moved, and given up at the deadline.
+//! The drain: clients are asked to move, served until they have moved, and given up at the deadline. What they had open
+//! through this gateway may go on for a while after that.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -10,12 +11,15 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use crate::attach::release;
-use crate::config::DrainConfig;
+use crate::config::{DrainConfig, EgressConfig};
+use crate::conntrack::open_flows;
 use crate::context::{Context, DataPlaneEnded};
 use crate::dataplane::{Carried, Command, StopCause};
 
 /// Time between two looks at how far the drain is.
 const LOOK: Duration = Duration::from_millis(10);
+/// Time between two looks at the connections that leave by this gateway.
+const LOOK_AT_FLOWS: Duration = Duration::from_millis(500);
 /// Time after which clients that are still here are asked again.
 pub(crate) const ASK_AGAIN: Duration = Duration::from_millis(500);
 /// Most gateways that a client is sent to.
@@ -59,7 +63,11 @@ async fn ask(context: &Context, reason: Reason) -> Result<(), DataPlaneEnded> {
 ///
 /// # Errors
 /// When the data plane has ended.
-pub async fn drain(context: &Arc<Context>, config: DrainConfig) -> Result<(), DataPlaneEnded> {
+pub async fn drain(
+    context: &Arc<Context>,
+    config: DrainConfig,
+    egress: EgressConfig,
+) -> Result<(), DataPlaneEnded> {
     let started = Instant::now();
     let deadline = started + config.deadline;
     let sessions = context.orders.list().await?.len();
@@ -84,7 +92,43 @@ pub async fn drain(context: &Arc<Context>, config: DrainConfig) -> Result<(), Da
         // Records that clients sent before they heard of their new owner, and packets that still come this way.
         tokio::time::sleep(config.linger).await;
     }
-    Ok(())
+    if egress.anchored { hold(context, egress.hold).await } else { Ok(()) }
+}
+
+/// Waits while connections of sessions that others carry leave by this gateway, for `longest` at most.
+async fn hold(context: &Context, longest: Duration) -> Result<(), DataPlaneEnded> {
+    let started = Instant::now();
+    let mut told = false;
+    loop {
+        let addresses = context.orders.anchored().await?;
+        if context.roster.load().others.is_empty() {
+            // Nobody is left whose sessions could use them.
+            return Ok(());
+        }
+        let open = tokio::task::spawn_blocking(move || match &addresses[..] {
+            [] => Ok(0),
+            addresses => open_flows(addresses),
+        });
+        // A table that cannot be read says nothing worth waiting for.
+        let open = open.await.ok().and_then(Result::ok).unwrap_or(0);
+        if !told && open > 0 {
+            told = true;
+            tracing::info!(
+                flows = open,
+                longest_s = longest.as_secs(),
+                "waiting for anchored connections to end"
+            );
+        }
+        let left = longest.saturating_sub(started.elapsed());
+        if open == 0 || left.is_zero() {
+            if told {
+                let waited_ms = started.elapsed().as_millis() as u64;
+                tracing::info!(flows = open, waited_ms, "no longer waiting for anchored connections");
+            }
+            return Ok(());
+        }
+        tokio::time::sleep(left.min(LOOK_AT_FLOWS)).await;
+    }
 }
 
 /// Releases what is still carried, and tells the clients.

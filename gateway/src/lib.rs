@@ -8,6 +8,7 @@ pub mod attach;
 pub mod audit;
 pub mod bindings;
 pub mod config;
+pub mod conntrack;
 pub mod context;
 pub mod control;
 pub mod dataplane;

@@ -231,6 +231,12 @@ pub fn publish(shared: Arc<Shared>, guard: Guard) {
                 | Count::PathMoves
                 | Count::PathMovesRefused
                 | Count::Copied
+                | Count::AnchoredOut
+                | Count::AnchoredIn
+                | Count::AnchorsTold
+                | Count::AnchorsTaken
+                | Count::AnchorsMissed
+                | Count::AnchorsUnknown
                 | Count::GuardTrips
                 | Count::TooBigTold
                 | Count::Fragmented => EVENTS.counter(&[("event", count.label())]).absolute(value),

@@ -226,7 +226,7 @@ impl Worker {
                 }
                 () = &mut stop, if !asked => {
                     asked = true;
-                    give_up = Some(Instant::now() + config.drain.deadline + config.drain.linger + PAUSE_MAX);
+                    give_up = Some(Instant::now() + config.ending_max() + PAUSE_MAX);
                     self.signal(Signal::TERM);
                 }
                 // The worker writes the log lines that matter: its levels change with ours.

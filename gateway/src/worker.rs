@@ -31,11 +31,14 @@ use crate::attach::{Claims, release};
 use crate::audit::{self, Security};
 use crate::bindings::{Directory, follow};
 use crate::config::{Config, Doorway};
+use crate::conntrack;
 use crate::context::{Context, Ending, Orders, Roster};
 use crate::control::{ConnectError, Control};
 use crate::dataplane::doors::Doors;
 use crate::dataplane::engine::{Engine, Shared, Sockets};
-use crate::dataplane::{COMMANDS_MAX, Carried, DataPlane, EVENTS_MAX, Event, INITS_MAX, Note, Setup, What};
+use crate::dataplane::{
+    COMMANDS_MAX, Carried, DataPlane, EVENTS_MAX, EgressSetup, Event, INITS_MAX, Note, Setup, What,
+};
 use crate::drain;
 use crate::handshake::{RosterSource, answer_inits};
 use crate::heartbeat::Heart;
@@ -231,6 +234,7 @@ pub async fn run(
         entropy: Box::new(WatchedEntropy::open()?),
         events,
         inits,
+        egress: start_conntrack(&config, &context)?,
     });
     let sockets = Sockets { clients, mesh, tun };
     let engine =
@@ -278,7 +282,7 @@ pub async fn run(
             context.set_terminating();
             // Control should know first: the clients' moves are free of charge then, and nobody else is sent here.
             let _ = tokio::time::timeout(ENDING_PATIENCE, context.ending_told.cancelled()).await;
-            drain::drain(&context, config.drain).await
+            drain::drain(&context, config.drain, config.egress).await
         };
         tokio::select! {
             lost = &mut renewing => lost.map_err(WorkerError::from),
@@ -383,6 +387,17 @@ fn start_handshake_threads(
         queues.push(queue);
     }
     Ok(queues)
+}
+
+/// Starts the thread that asks the kernel which flows it translates, where somebody wants to know.
+fn start_conntrack(config: &Config, context: &Arc<Context>) -> io::Result<Option<EgressSetup>> {
+    if !config.egress.anchored {
+        return Ok(None);
+    }
+    let (questions, asked) = std::sync::mpsc::sync_channel(conntrack::QUESTIONS_MAX);
+    let orders = context.orders.clone();
+    thread::Builder::new().name("conntrack".to_owned()).spawn(move || conntrack::answer(&asked, &orders))?;
+    Ok(Some(EgressSetup { incarnation: context.incarnation, questions }))
 }
 
 fn start_data_plane(engine: Engine) -> io::Result<oneshot::Receiver<io::Result<()>>> {

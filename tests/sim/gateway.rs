@@ -330,6 +330,7 @@ impl World {
             entropy: Box::new(self.random.fork()),
             events,
             inits: vec![queue],
+            egress: None,
         });
         gateway.reaped = None;
         gateway.is_stream_broken = true;
@@ -534,6 +535,7 @@ impl World {
                 keys.map(|(sealing, opening)| Link {
                     node: reference,
                     number: key.number,
+                    incarnation: key.incarnation,
                     address,
                     sealing,
                     opening,

@@ -92,6 +92,13 @@ pub struct Flags {
     /// How long packets are still relayed once all sessions have moved [default: 500ms]
     #[arg(long, env = "JUMP_GATEWAY_DRAIN_LINGER", value_name = "VALUE")]
     pub drain_linger: Option<String>,
+    /// Whether connections that this gateway translates go on through it when their session moves; for masquerading
+    /// gateways, the same on all of them [default: false]
+    #[arg(long, env = "JUMP_GATEWAY_EGRESS_ANCHORED", value_name = "VALUE")]
+    pub egress_anchored: Option<String>,
+    /// How long a gateway that was told to end waits for the end of such connections [default: 20s]
+    #[arg(long, env = "JUMP_GATEWAY_EGRESS_HOLD", value_name = "VALUE")]
+    pub egress_hold: Option<String>,
     /// Unconfirmed handshakes kept [default: 4096]
     #[arg(long, env = "JUMP_GATEWAY_LIMITS_HANDSHAKES_MAX", value_name = "VALUE")]
     pub limits_handshakes_max: Option<String>,
@@ -134,7 +141,7 @@ pub struct Flags {
 }
 
 impl Flags {
-    fn entries(&self) -> [(&'static str, &Option<String>); 36] {
+    fn entries(&self) -> [(&'static str, &Option<String>); 38] {
         [
             ("node", &self.node),
             ("listen", &self.listen),
@@ -162,6 +169,8 @@ impl Flags {
             ("supervisor.heartbeat_timeout", &self.supervisor_heartbeat_timeout),
             ("drain.deadline", &self.drain_deadline),
             ("drain.linger", &self.drain_linger),
+            ("egress.anchored", &self.egress_anchored),
+            ("egress.hold", &self.egress_hold),
             ("limits.handshakes_max", &self.limits_handshakes_max),
             ("limits.claims_max", &self.limits_claims_max),
             ("limits.sessions_max", &self.limits_sessions_max),

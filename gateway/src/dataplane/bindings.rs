@@ -26,6 +26,11 @@ impl DataPlane {
             }
             for address in &update.inner {
                 self.routes.touch(*address);
+                if let BindingPhase::Owned(node) = update.phase
+                    && node != NodeRef::OWN
+                {
+                    self.routes.note_before(*address, id, node);
+                }
             }
             return;
         };
@@ -48,12 +53,14 @@ impl DataPlane {
                 Target::Nobody
             }
             BindingPhase::Terminated(_) => {
+                self.follow_left(update, None, tick.now);
                 for address in &update.inner {
                     self.routes.remove(*address, id);
                 }
                 return;
             }
         };
+        self.follow_left(update, Some(target), tick.now);
         for address in &update.inner {
             let stale = self
                 .routes

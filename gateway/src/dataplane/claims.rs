@@ -99,11 +99,12 @@ impl DataPlane {
         // Older keys of the same session end here, before the new ones are used. What the client sealed with them before it
         // hears of that is under way: they still open it for a while.
         self.claim_ended(local);
-        let mut replaced = None;
+        let (mut replaced, mut anchors) = (None, None);
         if let Some(old) = self.carried(id)
-            && let Some(Entry::Session(old_session)) = self.entries.replace(old, Entry::Reserved)
+            && let Some(Entry::Session(mut old_session)) = self.entries.replace(old, Entry::Reserved)
         {
             self.census.leave(old_session.machine.state());
+            anchors = old_session.anchors.take();
             replaced = Some(self.retire(old, *old_session, Retirement::Replaced, tick));
         }
         let Some(Entry::Handshake(handshake)) = self.entries.replace(local, Entry::Reserved) else { return };
@@ -130,6 +131,11 @@ impl DataPlane {
         if let Some(replaced) = &replaced {
             machine.replaces(replaced);
         }
+        let anchors = if replaced.is_some() && anchors.is_none() {
+            None
+        } else {
+            self.first_anchors(id, activation.inner, anchors, tick.now)
+        };
         let frame = encode(&Frame::AttachResult(Box::new(activation.result)));
         let mut session = Box::new(Session {
             opening: keys.opening,
@@ -146,6 +152,7 @@ impl DataPlane {
             traffic: Traffic::default(),
             swept: u64::MAX,
             errors: ErrorPace::default(),
+            anchors,
         });
         seal_to_client(&mut session.sealing, Content::Control, path, &frame, wire, &mut self.counters);
         send_key_set(&mut session.sealing, path, key_set, wire, &mut self.counters);
@@ -158,6 +165,7 @@ impl DataPlane {
         for address in activation.inner.iter() {
             self.routes.set(address, id, activation.epoch, Target::Local(local));
         }
+        self.take_early(id, tick, wire);
         self.release_claim_packets(local, tick, wire);
         for address in activation.inner.iter() {
             self.release_parked(tick, address, wire);
@@ -275,7 +283,7 @@ impl DataPlane {
             }
         }
         self.note_changes(local);
-        let Some(Entry::Session(session)) = self.entries.replace(local, Entry::Reserved) else { return };
+        let Some(Entry::Session(mut session)) = self.entries.replace(local, Entry::Reserved) else { return };
         self.by_session.remove(&session.id);
         self.census.leave(session.machine.state());
         self.counters.add(Count::Fenced);
@@ -297,6 +305,7 @@ impl DataPlane {
                 route.target = Target::Nobody;
             }
         }
+        self.leave(&mut session, tick.now);
         self.retire(local, *session, Retirement::Fenced, tick);
     }
 

@@ -14,6 +14,7 @@ use jump_session::reason::Reason;
 use tokio::sync::oneshot;
 
 use super::counters::DropReason;
+use super::egress::FlowAnswer;
 use super::links::Link;
 use super::policy::Policy;
 use super::route::NodeRef;
@@ -91,6 +92,10 @@ pub enum Command {
     },
     /// The drain is over: clients are no longer asked to move.
     Undrain,
+    /// What the kernel said of the flows of sessions that have left.
+    Flows(Vec<FlowAnswer>),
+    /// Inner addresses of the sessions that leave by this gateway although another one carries them.
+    Anchored(oneshot::Sender<Vec<IpAddr>>),
     /// Which sessions are active here.
     List(oneshot::Sender<Vec<Carried>>),
     /// What the sessions from this slot on carried, a page of them.

@@ -86,6 +86,8 @@ counted! {
         NoRoute => "no_route",
         /// The packet was relayed here, and this node does not own the session.
         NotOwner => "not_owner",
+        /// Another gateway sent a packet or a list for flows that are not anchored here.
+        NotAnchored => "not_anchored",
         /// The session is not active here.
         NotActive => "not_active",
         /// The parking bound is reached.
@@ -158,6 +160,18 @@ counted! {
         TooBigTold => "too_big_told",
         /// Packets that were cut into fragments because they were too large, and might be.
         Fragmented => "fragmented",
+        /// Packets of anchored flows relayed to the gateway that translates them.
+        AnchoredOut => "anchored_out",
+        /// Packets of flows anchored here that their owner relayed and that were forwarded.
+        AnchoredIn => "anchored_in",
+        /// Sessions whose flows were told to their next owner.
+        AnchorsTold => "anchors_told",
+        /// Flows that were anchored at another gateway by its word.
+        AnchorsTaken => "anchors_taken",
+        /// Sessions whose packets waited for such a list in vain.
+        AnchorsMissed => "anchors_missed",
+        /// Sessions that left while the kernel did not tell which flows it translates for them, or not all.
+        AnchorsUnknown => "anchors_unknown",
         /// Times that the authority was found to have run out.
         GuardTrips => "guard_trips",
     }

@@ -8,8 +8,10 @@ use jump_session::frame::MTU_MAX;
 use jump_session::gateway::Nanos;
 use jump_transport::tun::{TOO_BIG_LEN_MAX, ecn_of, fragment_ipv4, packet_too_big};
 
+use super::anchors::Exit;
+use super::egress::Exits;
 use super::inner::{self, InnerHeader};
-use super::links::{Kind, SOURCE_LEN, decode_source};
+use super::links::{Kind, Links, SOURCE_LEN, decode_source};
 use super::parking::Packets;
 use super::policy::Way;
 use super::route::{NodeRef, Target};
@@ -77,7 +79,7 @@ impl DataPlane {
             return self.counters.drop(DropReason::InnerDestination);
         }
         if packet.len() > usize::from(session.machine.mtu()) {
-            return send_too_big(session, packet, tick.now, wire, &mut self.counters);
+            return send_too_big(session, packet, tick.now, &mut self.links, wire, &mut self.counters);
         }
         if !session.takes(Way::ToClient, packet.len(), tick.now) {
             return self.counters.drop(DropReason::RateLimit);
@@ -111,6 +113,7 @@ impl DataPlane {
         let Some(link) = self.links.by_number_mut(header.receiver.node()) else {
             return self.counters.drop(DropReason::UnknownNode);
         };
+        let from = link.node;
         let opened = match link.opening.open(datagram) {
             Ok(opened) => opened,
             Err(error) => return self.counters.drop(refusal(error)),
@@ -123,6 +126,8 @@ impl DataPlane {
                 self.handle_relayed_packet(tick, kind, body, wire);
             }
             Some(Kind::UplinkPacket) => self.handle_relayed_uplink(tick, body, wire),
+            Some(Kind::AnchoredPacket) => self.handle_anchored_packet(tick, from, body, wire),
+            Some(Kind::Anchors) => self.handle_anchors(tick, from, body, wire),
             Some(Kind::StrayRecord) => match body.split_first_chunk_mut::<SOURCE_LEN>() {
                 Some((source, record)) => match decode_source(source) {
                     Some(source) => {
@@ -168,7 +173,8 @@ impl DataPlane {
             Some(Target::Local(local)) => {
                 if let Some(Entry::Session(session)) = self.entries.get_mut(local) {
                     self.counters.add(Count::RelayedIn);
-                    deliver(session, packet, tick.now, wire, &mut self.counters);
+                    let exits = Exits { links: &mut self.links, parking: &mut self.parking };
+                    deliver(session, packet, tick.now, exits, wire, &mut self.counters);
                 }
             }
             // Accepted in the store, not yet here: the old owner may have heard of it before this one.
@@ -191,11 +197,20 @@ impl DataPlane {
         }
     }
 
-    fn release_uplink<W: Wire>(&mut self, tick: Tick, address: IpAddr, packets: &Packets, wire: &mut W) {
+    pub(super) fn release_uplink<W: Wire>(
+        &mut self,
+        tick: Tick,
+        address: IpAddr,
+        packets: &Packets,
+        wire: &mut W,
+    ) {
         match self.routes.get(address).map(|route| route.target) {
             Some(Target::Local(local)) => {
                 if let Some(Entry::Session(session)) = self.entries.get_mut(local) {
-                    packets.for_each(|packet| deliver(session, packet, tick.now, wire, &mut self.counters));
+                    packets.for_each(|packet| {
+                        let exits = Exits { links: &mut self.links, parking: &mut self.parking };
+                        deliver(session, packet, tick.now, exits, wire, &mut self.counters);
+                    });
                 }
             }
             Some(Target::Node(node)) => {
@@ -234,7 +249,10 @@ impl DataPlane {
         if let Some(packets) = self.parking.take(Place::Claim(local))
             && let Some(Entry::Session(session)) = self.entries.get_mut(local)
         {
-            packets.for_each(|packet| deliver(session, packet, tick.now, wire, &mut self.counters));
+            packets.for_each(|packet| {
+                let exits = Exits { links: &mut self.links, parking: &mut self.parking };
+                deliver(session, packet, tick.now, exits, wire, &mut self.counters);
+            });
         }
     }
 
@@ -250,6 +268,7 @@ fn send_too_big<W: Wire>(
     session: &mut Session,
     packet: &[u8],
     now: Nanos,
+    links: &mut Links,
     wire: &mut W,
     counters: &mut Counters,
 ) {
@@ -272,7 +291,20 @@ fn send_too_big<W: Wire>(
     if let Some(len) = packet_too_big(packet, mtu, &mut error)
         && session.errors.take(now)
     {
-        wire.to_inner(&error[..len]);
+        let error = &error[..len];
+        // Whoever translates the flow translates what is said about it.
+        let link = match (session.anchors.as_mut(), InnerHeader::parse(error)) {
+            (Some(anchors), Some(header)) => match anchors.exit(error, &header, now, links) {
+                Exit::At(link) => Some(link),
+                Exit::Here | Exit::Unknown => None,
+            },
+            (Some(_), None) | (None, _) => None,
+        };
+        if let Some(link) = link {
+            link.send(Kind::AnchoredPacket, &[], error, wire, counters);
+        } else {
+            wire.to_inner(error);
+        }
         counters.add(Count::TooBigTold);
     }
 }

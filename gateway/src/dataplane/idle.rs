@@ -29,6 +29,12 @@ impl DataPlane {
         let end = (self.sweep.next_slot + slots.div_ceil(STEPS as usize)).min(slots);
         for slot in self.sweep.next_slot..end {
             let Some(Entry::Session(session)) = self.entries.at_slot(slot) else { continue };
+            if let Some(anchors) = &mut session.anchors {
+                anchors.expire(now);
+                if anchors.is_empty() {
+                    session.anchors = None;
+                }
+            }
             let forwarded = session.traffic.packets_up + session.traffic.packets_down;
             if forwarded == session.swept {
                 session.sealing.shrink();

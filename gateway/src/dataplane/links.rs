@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
-use jump_crypto::ids::NodeNumber;
+use jump_crypto::ids::{Incarnation, NodeNumber};
 use jump_crypto::record::{Content, HEADER_LEN, OVERHEAD, OpeningKey, SealingKey};
 
 use super::counters::{Counters, DropReason};
@@ -22,13 +22,24 @@ pub(crate) enum Kind {
     UplinkPacket = 3,
     /// An inner packet for the client, handed on by its old owner: never relayed again.
     ForwardedPacket = 4,
+    /// An inner packet from a client of the sender's, whose flow the receiver translates.
+    AnchoredPacket = 5,
+    /// Part of the list of a session's flows that leave by other gateways than its new owner, the receiver.
+    Anchors = 6,
 }
 
 impl Kind {
     pub(crate) fn of(byte: u8) -> Option<Self> {
-        [Self::InnerPacket, Self::StrayRecord, Self::UplinkPacket, Self::ForwardedPacket]
-            .into_iter()
-            .find(|kind| *kind as u8 == byte)
+        [
+            Self::InnerPacket,
+            Self::StrayRecord,
+            Self::UplinkPacket,
+            Self::ForwardedPacket,
+            Self::AnchoredPacket,
+            Self::Anchors,
+        ]
+        .into_iter()
+        .find(|kind| *kind as u8 == byte)
     }
 }
 
@@ -38,6 +49,8 @@ pub struct Link {
     pub node: NodeRef,
     /// Its steering number.
     pub number: NodeNumber,
+    /// Its incarnation.
+    pub incarnation: Incarnation,
     /// Its mesh socket.
     pub address: SocketAddr,
     /// Seals to it.
@@ -98,6 +111,16 @@ impl Links {
 
     pub(crate) fn get_mut(&mut self, node: NodeRef) -> Option<&mut Link> {
         self.by_node.get_mut(&node).map(Box::as_mut)
+    }
+
+    pub(crate) fn get(&self, node: NodeRef) -> Option<&Link> {
+        self.by_node.get(&node).map(Box::as_ref)
+    }
+
+    /// The link to the gateway of that number, if it is this run of it.
+    pub(crate) fn of_run(&self, number: NodeNumber, incarnation: Incarnation) -> Option<NodeRef> {
+        let node = *self.by_number.get(&number.0)?;
+        self.get(node).filter(|link| link.incarnation == incarnation).map(|link| link.node)
     }
 
     pub(crate) fn by_number_mut(&mut self, number: NodeNumber) -> Option<&mut Link> {

@@ -4,6 +4,7 @@
 //! [`engine`] drives it with real sockets. Nothing here locks, waits or logs per packet; what is dropped is counted.
 
 mod admission;
+mod anchors;
 mod backlog;
 mod bindings;
 mod census;
@@ -12,8 +13,11 @@ mod command;
 mod counters;
 pub mod doors;
 mod downlink;
+mod egress;
 pub mod engine;
 mod fair;
+mod flow;
+mod handed;
 mod idle;
 mod inner;
 mod limiter;
@@ -46,6 +50,9 @@ use tokio::sync::mpsc;
 
 pub use command::*;
 pub use counters::{Count, Counters, DropReason, SharedCounters, Suspect};
+pub use egress::{EgressSetup, FlowAnswer, FlowQuestion, LIST_WAIT};
+pub use flow::Flow;
+pub use handed::FLOWS_MAX;
 pub use limiter::Rate;
 pub use links::Link;
 pub use orders::After;
@@ -58,6 +65,7 @@ pub use usage::{Usage, UsagePage};
 pub use wire::Wire;
 
 use claims::GivenUp;
+use egress::Egress;
 use limiter::{Bucket, SourceLimiter};
 use links::Links;
 use parking::{ParkingLot, Place};
@@ -142,6 +150,8 @@ pub struct Setup {
     pub events: mpsc::Sender<Event>,
     /// First messages go here.
     pub inits: InitQueues,
+    /// What anchored egress needs; `None` where it is off.
+    pub egress: Option<EgressSetup>,
 }
 
 /// All packet state of one gateway.
@@ -186,6 +196,7 @@ pub struct DataPlane {
     /// Events that must not be lost and found the queue full.
     unsent: VecDeque<Event>,
     draining: Option<(jump_session::reason::Reason, Vec<std::net::SocketAddr>)>,
+    egress: Option<Egress>,
     effects: Vec<Effect>,
     census: census::Census,
     counters: Counters,
@@ -228,6 +239,7 @@ impl DataPlane {
             events: setup.events,
             unsent: VecDeque::new(),
             draining: None,
+            egress: setup.egress.map(Egress::new),
             effects: Vec::with_capacity(16),
             census: census::Census::default(),
             counters: Counters::new(),
@@ -303,6 +315,7 @@ impl DataPlane {
         if self.snapshot_due.take_if(|due| *due <= now).is_some() {
             self.stop_unmentioned(tick, wire);
         }
+        self.handle_egress_timers(tick, wire);
         self.sweep_idle(now);
         let expired = self.parking.expire(now);
         self.counters.drop_many(DropReason::ParkingExpired, expired);
@@ -327,7 +340,8 @@ impl DataPlane {
     pub fn poll_timeout(&self) -> Option<Nanos> {
         let front = |queue: &VecDeque<(Nanos, u32)>| queue.front().map(|(due, _)| *due);
         let queues = [&self.waiting, &self.claiming, &self.rejected, &self.retired];
-        [self.timers.next(), self.snapshot_due].into_iter().chain(queues.map(front)).flatten().min()
+        let others = [self.timers.next(), self.snapshot_due, self.egress.as_ref().and_then(Egress::next)];
+        others.into_iter().chain(queues.map(front)).flatten().min()
     }
 
     fn arm(&mut self, local: u32) {

@@ -58,6 +58,7 @@ impl DataPlane {
             }
             Command::SnapshotComplete => {
                 self.routes.complete_snapshot();
+                self.forget_left();
                 self.snapshot_due = Some(tick.now.saturating_add(super::SNAPSHOT_GRACE));
             }
             Command::Link(link) => {
@@ -67,7 +68,12 @@ impl DataPlane {
                     self.release_parked_for(tick, node, wire);
                 }
             }
-            Command::Unlink(node) => self.links.remove(node),
+            Command::Unlink(node) => {
+                self.links.remove(node);
+                if authority {
+                    self.forget_awaited(node, tick, wire);
+                }
+            }
             Command::Gates(gates) => self.gates = gates,
             Command::Drain { reason, targets } => self.handle_drain(tick, reason, targets, wire),
             Command::Move { session, epoch, targets, carried } => {
@@ -76,6 +82,11 @@ impl DataPlane {
                 let _ = carried.send(found);
             }
             Command::Undrain => self.draining = None,
+            Command::Flows(answers) => self.handle_flows(answers, tick.now),
+            Command::Anchored(answer) => {
+                // As with the list below.
+                let _ = answer.send(self.anchored());
+            }
             Command::List(answer) => {
                 // The asker may have gone; then nobody wants the list.
                 let _ = answer.send(self.list());

@@ -35,6 +35,18 @@ pub(crate) struct Route {
     pub(crate) target: Target,
     /// The snapshot in which it was last seen.
     pub(crate) snapshot: u32,
+    /// The other gateways that carried the session before, the last one first; [`NodeRef::OWN`] stands for nobody.
+    pub(crate) before: [NodeRef; 2],
+}
+
+impl Route {
+    /// Those that carried the session before it goes to `target`.
+    fn before(&self, target: Target) -> [NodeRef; 2] {
+        match self.target {
+            Target::Node(node) if target != self.target && node != self.before[0] => [node, self.before[0]],
+            Target::Node(_) | Target::Local(_) | Target::Nobody => self.before,
+        }
+    }
 }
 
 /// All routes.
@@ -69,7 +81,19 @@ impl Routes {
     /// Sets the way to `address`; it belongs to the current snapshot.
     pub(crate) fn set(&mut self, address: IpAddr, session: SessionId, epoch: Epoch, target: Target) {
         let snapshot = self.snapshot;
-        self.by_address.insert(key(address), Route { session, epoch, target, snapshot });
+        let known = self.get(address).filter(|route| route.session == session);
+        let before = known.map_or([NodeRef::OWN; 2], |route| route.before(target));
+        self.by_address.insert(key(address), Route { session, epoch, target, snapshot, before });
+    }
+
+    /// Notes that `node` carried the session of `address` before its present owner: news that the owner's own has overtaken.
+    pub(crate) fn note_before(&mut self, address: IpAddr, session: SessionId, node: NodeRef) {
+        if let Some(route) = self.by_address.get_mut(&key(address))
+            && route.session == session
+            && route.before[0] != node
+        {
+            route.before = [node, route.before[0]];
+        }
     }
 
     /// Marks the way to `address` as part of the current snapshot.
@@ -167,6 +191,26 @@ mod tests {
         routes.complete_snapshot();
         assert!(routes.get(address(1)).is_none());
         assert!(routes.get(address(2)).is_some() && routes.get(address(3)).is_some());
+    }
+
+    #[test]
+    fn a_way_remembers_the_two_gateways_that_had_it_before() {
+        let mut routes = Routes::new(vec![]);
+        let address = IpAddr::from([10, 0, 0, 1]);
+        let mut go = |owner: u8, target| {
+            routes.set(address, session(owner), Epoch(1), target);
+            routes.get(address).unwrap().before.map(|node| node.0)
+        };
+        let node = |n| Target::Node(NodeRef(n));
+        assert_eq!(go(1, node(5)), [0, 0]);
+        assert_eq!(go(1, node(5)), [0, 0], "the same news again");
+        assert_eq!(go(1, Target::Nobody), [5, 0]);
+        assert_eq!(go(1, node(6)), [5, 0]);
+        assert_eq!(go(1, Target::Local(1)), [6, 5]);
+        assert_eq!(go(1, Target::Local(2)), [6, 5]);
+        assert_eq!(go(1, node(7)), [6, 5]);
+        assert_eq!(go(1, Target::Nobody), [7, 6]);
+        assert_eq!(go(2, node(7)), [0, 0], "another session's");
     }
 
     #[test]

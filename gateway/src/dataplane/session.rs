@@ -9,6 +9,7 @@ use jump_session::gateway::{GatewaySession, Nanos, Timing};
 use jump_session::path::Path;
 use jump_transport::tun::ErrorPace;
 
+use super::anchors::Anchors;
 use super::fair::Share;
 use super::policy::{Bounds, Policy, Way};
 use super::timers::Armed;
@@ -108,6 +109,8 @@ pub(crate) struct Session {
     pub(super) swept: u64,
     /// Of the ICMP errors that its owner sends to those who send it too much.
     pub(super) errors: ErrorPace,
+    /// Its flows that leave by other gateways; `None` for none.
+    pub(super) anchors: Option<Box<Anchors>>,
 }
 
 /// What was forwarded for one session by this gateway.

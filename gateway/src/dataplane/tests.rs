@@ -1,6 +1,8 @@
 //! The data plane in memory: real handshakes and records, no sockets.
 
+mod anchors;
 mod attach;
+mod egress;
 mod forward;
 mod fuzz;
 mod garbage;
@@ -118,6 +120,7 @@ pub(super) struct Node {
     mesh_address: SocketAddr,
     /// Everything that came, where it is recorded: from a client or another gateway.
     tape: Option<Vec<(Option<SocketAddr>, Vec<u8>)>>,
+    questions: Option<Receiver<FlowQuestion>>,
 }
 
 pub(super) const SECOND: Nanos = 1_000_000_000;
@@ -128,6 +131,18 @@ impl Node {
     }
 
     pub(super) fn with_limits(cluster: &mut Cluster, number: u16, limits: Limits) -> Self {
+        Self::made(cluster, number, limits, None)
+    }
+
+    /// With anchored egress, and a kernel that is the test.
+    pub(super) fn anchoring(cluster: &mut Cluster, number: u16) -> Self {
+        let (questions, asked) = std::sync::mpsc::sync_channel(64);
+        let setup = EgressSetup { incarnation: Incarnation(u64::from(number)), questions };
+        let node = Self::made(cluster, number, Limits::default(), Some(setup));
+        Self { questions: Some(asked), ..node }
+    }
+
+    fn made(cluster: &mut Cluster, number: u16, limits: Limits, egress: Option<EgressSetup>) -> Self {
         let mut entropy = Seeded(u64::from(number) << 32);
         let signer = NodeSigner::generate(&mut cluster.entropy).unwrap();
         let claims = NodeClaims {
@@ -150,6 +165,7 @@ impl Node {
             entropy: Box::new(Seeded(7)),
             events,
             inits: vec![queue],
+            egress,
         });
         plane.routes.complete = true;
         Self {
@@ -164,7 +180,26 @@ impl Node {
             end,
             mesh_address: SocketAddr::from(([192, 0, 2, number as u8], 51821)),
             tape: None,
+            questions: None,
         }
+    }
+
+    /// What the kernel is asked.
+    pub(super) fn questions(&self) -> Vec<FlowQuestion> {
+        self.questions.iter().flat_map(|questions| questions.try_iter()).collect()
+    }
+
+    /// Answers every question by these flows.
+    pub(super) fn kernel_says(&mut self, flows: &[Flow]) {
+        let answer = |FlowQuestion { session, epoch, .. }| FlowAnswer {
+            session,
+            epoch,
+            flows: flows.to_vec(),
+            is_whole: true,
+        };
+        let answers = self.questions().into_iter().map(answer).collect();
+        self.command(Command::Flows(answers));
+        self.advance(0);
     }
 
     pub(super) fn tick(&self) -> Tick {
@@ -310,7 +345,9 @@ pub(super) fn link(a: &mut Node, b: &mut Node) {
     for (own, (peer, address)) in [(a, b_end), (b, a_end)] {
         let (sealing, opening) = own.mesh.link(&own.end, &peer).unwrap();
         let node = NodeRef(u32::from(peer.number.0));
-        own.command(Command::Link(Box::new(Link { node, number: peer.number, address, sealing, opening })));
+        let (number, incarnation) = (peer.number, peer.incarnation);
+        let link = Link { node, number, incarnation, address, sealing, opening };
+        own.command(Command::Link(Box::new(link)));
     }
 }
 

@@ -10,6 +10,7 @@ use jump_session::reason::Reason;
 use jump_transport::tun::apply_outer_ecn;
 use std::time::Duration;
 
+use super::egress::{Exits, leave_elsewhere};
 use super::inner::InnerHeader;
 use super::links::{Kind, encode_source};
 use super::policy::Way;
@@ -142,7 +143,10 @@ impl DataPlane {
                     None if !apply_outer_ecn(opened.plaintext, self.outer_ecn) => {
                         self.counters.drop(DropReason::Congestion);
                     }
-                    None => deliver(session, opened.plaintext, tick.now, wire, &mut self.counters),
+                    None => {
+                        let exits = Exits { links: &mut self.links, parking: &mut self.parking };
+                        deliver(session, opened.plaintext, tick.now, exits, wire, &mut self.counters);
+                    }
                     Some(frame) => self.handle_frame(tick, local, source, frame.ok(), wire),
                 }
                 if !self.effects.is_empty() {
@@ -336,7 +340,8 @@ impl DataPlane {
                 // It may have come back here since.
                 let current = self.by_session.get(&session).and_then(|local| self.entries.get_mut(*local));
                 if let Some(Entry::Session(session)) = current {
-                    return deliver(session, opened.plaintext, tick.now, wire, &mut self.counters);
+                    let exits = Exits { links: &mut self.links, parking: &mut self.parking };
+                    return deliver(session, opened.plaintext, tick.now, exits, wire, &mut self.counters);
                 }
                 self.hand_on_uplink(tick, header.source, opened.plaintext, wire);
             }
@@ -426,12 +431,13 @@ fn renewed(session: &Session) -> AttachResult {
     })
 }
 
-/// Hands a client's inner packet to the inner network, if it may go there.
+/// Hands a client's inner packet to the inner network, if it may go there: here, or by the gateway that translates its flow.
 #[inline]
 pub(super) fn deliver<W: Wire>(
     session: &mut Session,
     packet: &[u8],
     now: Nanos,
+    exits: Exits<'_>,
     wire: &mut W,
     counters: &mut super::Counters,
 ) {
@@ -453,10 +459,19 @@ pub(super) fn deliver<W: Wire>(
         let (path, to) = (session.machine.path(), Some(header.destination));
         return counters.drop_of(session.suspect(DropReason::InnerDestination, path, to));
     }
-    if !session.takes(Way::FromClient, packet.len(), now) {
-        return counters.drop(DropReason::RateLimit);
+    let elsewhere = if session.anchors.is_some() {
+        leave_elsewhere(session, (packet, &header), now, exits, wire, counters)
+    } else {
+        None
+    };
+    match elsewhere {
+        Some(true) => {}
+        Some(false) => return,
+        None if !session.takes(Way::FromClient, packet.len(), now) => {
+            return counters.drop(DropReason::RateLimit);
+        }
+        None => wire.to_inner(packet),
     }
-    wire.to_inner(packet);
     counters.add(Count::PacketsUp);
     counters.add_many(Count::BytesUp, packet.len() as u64);
     session.traffic.packets_up += 1;

@@ -1,5 +1,5 @@
-//! Fuzzes the gateway on stable: what strangers send, what an attached client seals, what another gateway seals, and the
-//! configuration file.
+//! Fuzzes the gateway on stable: what strangers send, what an attached client seals, what another gateway seals, what the
+//! kernel says of its connections, and the configuration file.
 
 use super::*;
 
@@ -14,6 +14,7 @@ fn no_mutation_of_a_corpus_breaks_the_gateway() {
         Target { name: "gateway_socket", run: socket, seeds: socket_seeds },
         Target { name: "gateway_client", run: client, seeds: client_seeds },
         Target { name: "gateway_mesh", run: mesh, seeds: mesh_seeds },
+        Target { name: "gateway_conntrack", run: conntrack, seeds: conntrack_seeds },
         Target { name: "gateway_config", run: config, seeds: config_seeds },
     ];
     harness::run(concat!(env!("CARGO_MANIFEST_DIR"), "/.."), &targets);
@@ -110,9 +111,28 @@ fn client_seeds() -> Vec<Vec<u8>> {
     ]
 }
 
+/// As [`attached`], but both anchor flows: the session came from the other gateway, and a second one went there.
+fn anchoring() -> (Node, Node, Client) {
+    let mut cluster = Cluster::new();
+    let mut nodes = [1, 2].map(|number| Node::anchoring(&mut cluster, number));
+    let mut client = Client::new(&mut cluster, 1);
+    let [a, b] = &mut nodes;
+    link(a, b);
+    a.bind(session(1), 1, &[inner(1)], BindingPhase::Owned(NodeRef(2)));
+    client.attach(a, session(1), 2, &[inner(1)]);
+    a.advance(LIST_WAIT);
+    Client::new(&mut cluster, 2).attach(a, session(2), 1, &[inner(2)]);
+    a.stop(session(2), 1, StopCause::Moved);
+    a.bind(session(2), 2, &[inner(2)], BindingPhase::Owned(NodeRef(2)));
+    a.kernel_says(&[]);
+    a.wire.mesh.clear();
+    let [a, b] = nodes;
+    (a, b, client)
+}
+
 /// Whatever another gateway seals on its link.
 fn mesh(input: &[u8]) {
-    let (mut node, mut other, mut client) = attached();
+    let (mut node, mut other, mut client) = anchoring();
     for message in split(input) {
         let Some(link) = other.plane.links.get_mut(NodeRef(1)) else { panic!("no link") };
         let mut record = vec![0; message.len() + OVERHEAD];
@@ -122,7 +142,11 @@ fn mesh(input: &[u8]) {
     }
     for packet in std::mem::take(&mut node.wire.inner) {
         let header = super::super::inner::InnerHeader::parse(&packet).expect("what comes out is a packet");
-        assert_eq!(header.source, inner(1), "of a session that is carried here");
+        let sessions = [inner(1), inner(2)];
+        assert!(
+            sessions.contains(&header.source),
+            "of a session that is carried here or left for the sender"
+        );
     }
     assert!(node.confirmed().is_empty());
     assert_alive(&mut node, &mut client);
@@ -137,7 +161,36 @@ fn mesh_seeds() -> Vec<Vec<u8>> {
     vec![
         join(&[[&[1], &down[..]].concat(), [&[4], &down[..]].concat()]),
         join(&[[&[3], &up[..]].concat(), [&[2], &source[..], &stray[..]].concat()]),
+        anchored_seed(),
     ]
+}
+
+/// A list for the session that came, a packet of a flow that is on it, and one of a session that went.
+fn anchored_seed() -> Vec<u8> {
+    let flow = Flow::new(6, 4000, server(), 443).unwrap();
+    let other = super::super::handed::AnchorName { number: NodeNumber(2), incarnation: Incarnation(2) };
+    let list = super::super::handed::encode(session(1), Epoch(2), other, &[(flow, other)]);
+    let packet = |n| super::super::flow::tests::with_ports(inner(n), server(), 6, (4000, 443), 16);
+    join(&[[&[6], &list[0][..]].concat(), [&[3], &packet(1)[..]].concat(), [&[5], &packet(2)[..]].concat()])
+}
+
+/// Whatever the kernel says of its connections.
+fn conntrack(input: &[u8]) {
+    use crate::conntrack::message::{Message, messages};
+    let read = messages(input).inspect(|message| {
+        if let Message::Entry(entry) = message {
+            let flow = entry.flow;
+            let again = Flow::new(flow.protocol, flow.source_port, flow.destination, flow.destination_port);
+            assert_eq!(again, Some(flow), "a flow without ports");
+        }
+    });
+    assert!(read.count() <= input.len() / 16);
+}
+
+fn conntrack_seeds() -> Vec<Vec<u8>> {
+    let dumped = crate::conntrack::message::tests::dumped();
+    let error = [&20u32.to_ne_bytes()[..], &[2, 0], &[0; 10], &(-1i32).to_ne_bytes()].concat();
+    vec![dumped, error, crate::conntrack::message::request(Some(inner(1)))]
 }
 
 /// Any file is a configuration or a list of what is wrong with it.
