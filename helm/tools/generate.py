@@ -44,6 +44,7 @@ CONSTRAINTS = {
     "tls.kind": {"enum": ["job", "cert-manager", "existing"]},
     "tls.validity": {"pattern": "^[0-9]+(d|h)$"},
     "egress.kind": {"enum": ["masquerade", "routed"]},
+    "egress.holdSeconds": {"minimum": 0},
     "tls.issuerRef.kind": {"enum": ["Issuer", "ClusterIssuer"]},
     "gateway.transports.tcp.servicePort": {"minimum": 0, "maximum": 65535},
     "gateway.transports.tls.servicePort": {"minimum": 0, "maximum": 65535},
