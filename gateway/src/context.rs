@@ -85,7 +85,7 @@ impl Orders {
         stopped.await.map_err(|_| DataPlaneEnded)
     }
 
-    /// Inner addresses of the sessions that leave by this gateway although another one carries them.
+    /// Inner addresses of the sessions that were given up here and may have flows that this gateway translates.
     ///
     /// # Errors
     /// When the data plane has ended.

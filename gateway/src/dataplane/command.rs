@@ -94,7 +94,7 @@ pub enum Command {
     Undrain,
     /// What the kernel said of the flows of sessions that have left.
     Flows(Vec<FlowAnswer>),
-    /// Inner addresses of the sessions that leave by this gateway although another one carries them.
+    /// Inner addresses of the sessions that were given up here and may have flows that this gateway translates.
     Anchored(oneshot::Sender<Vec<IpAddr>>),
     /// Which sessions are active here.
     List(oneshot::Sender<Vec<Carried>>),
