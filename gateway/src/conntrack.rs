@@ -18,13 +18,13 @@ use rustix::net::{
 
 use crate::context::Orders;
 use crate::dataplane::{Command, FLOWS_MAX, Flow, FlowAnswer, FlowQuestion};
-use message::{Entry, Message, messages, request};
+use message::{Entry, Message, Wanted, messages, request, wanted};
 
 /// Questions that wait for the thread; beyond it sessions leave without anchors.
 pub const QUESTIONS_MAX: usize = 4096;
 /// Questions that are answered by one look at the table.
 const BATCH_MAX: usize = 512;
-/// Addresses for which the kernel is asked one by one: it goes through its table for each, but tells only what belongs to it.
+/// Addresses of IPv4 for which the kernel is asked one by one: it goes through its table for each, but tells only what belongs to it.
 const SINGLE_MAX: usize = 4;
 /// Longest time of one look. The next owner waits only somewhat longer ([`LIST_WAIT`](crate::dataplane::LIST_WAIT)).
 const LOOK_MAX: Duration = Duration::from_millis(100);
@@ -114,19 +114,16 @@ fn look(addresses: &[IpAddr], each: &mut dyn FnMut(Entry)) -> io::Result<()> {
     let socket =
         socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, Some(netlink::NETFILTER))?;
     set_socket_timeout(&socket, Timeout::Recv, Some(LOOK_MAX))?;
-    if addresses.len() <= SINGLE_MAX {
-        return addresses.iter().try_for_each(|address| dump(&socket, Some(*address), deadline, each));
-    }
-    dump(&socket, None, deadline, each)
+    wanted(addresses, SINGLE_MAX).into_iter().try_for_each(|wanted| dump(&socket, wanted, deadline, each))
 }
 
 fn dump(
     socket: &impl std::os::fd::AsFd,
-    source: Option<IpAddr>,
+    wanted: Wanted,
     deadline: Instant,
     each: &mut dyn FnMut(Entry),
 ) -> io::Result<()> {
-    send(socket, &request(source), SendFlags::empty())?;
+    send(socket, &request(wanted), SendFlags::empty())?;
     let mut buffer = vec![0; DATAGRAM_MAX];
     loop {
         let (len, _) = recv(socket, &mut buffer[..], RecvFlags::empty())?;

@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result, ensure};
 use jump_tests::lab::cluster::{Cluster, Plan, gateway_name};
 use jump_tests::lab::download::{Download, WebServer, expected_digest};
 use jump_tests::lab::etcd::wait_until;
-use jump_tests::lab::network::POOL;
+use jump_tests::lab::network::{POOL, POOL6};
 use jump_tests::lab::ownership::Ownership;
 use jump_tests::lab::probe::{EchoServer, Probe};
 use jump_tests::lab::programs::metric;
@@ -25,8 +25,11 @@ struct Lab {
 
 impl Lab {
     fn start(label: &'static str, gateways: usize, settings: &str) -> Result<Self> {
-        let plan = Plan { gateways, gateway_settings: settings.to_owned(), ..Plan::small(label) };
-        let mut cluster = Cluster::start(&plan)?;
+        Self::start_as(&Plan { gateways, gateway_settings: settings.to_owned(), ..Plan::small(label) })
+    }
+
+    fn start_as(plan: &Plan) -> Result<Self> {
+        let mut cluster = Cluster::start(plan)?;
         let rules = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/egress/masquerade.nft");
         for gateway in &cluster.network.gateways {
             let loaded = gateway.namespace.command("nft".as_ref()).arg("-f").arg(&rules).status()?;
@@ -34,7 +37,14 @@ impl Lab {
         }
         // Nothing but a gateway's own address leads back.
         cluster.network.inner.namespace.ip(&format!("route del {POOL}"))?;
-        let web = WebServer::start(&cluster.network.inner, 8080, BYTES_PER_SECOND)?;
+        let inner = &cluster.network.inner;
+        let address = if plan.dual_stack {
+            inner.namespace.ip(&format!("route del {POOL6}"))?;
+            inner.lan6_socket(8080)
+        } else {
+            inner.lan_socket(8080)
+        };
+        let web = WebServer::start_at(inner, address, BYTES_PER_SECOND)?;
         let session = cluster.up(0)?;
         Ok(Self { cluster, web, session })
     }
@@ -141,6 +151,7 @@ fn an_anchored_connection_survives_planned_moves_and_new_ones_leave_by_the_new_o
         let downloaded = download.finish(SOON * 2 + Duration::from_secs(20)).unwrap();
         assert_eq!(downloaded.digest, expected_digest(SEED, length));
         assert!(downloaded.longest_stall < Duration::from_secs(5), "{:?}", downloaded.longest_stall);
+        println!("longest time without a byte: {:?}", downloaded.longest_stall);
     }
     for gateway in [first, second, third] {
         assert_eq!(lab.counted(gateway, "anchors_missed").unwrap(), 0.0, "a list did not come in time");
@@ -151,6 +162,25 @@ fn an_anchored_connection_survives_planned_moves_and_new_ones_leave_by_the_new_o
             gateway_name(gateway)
         );
     }
+}
+
+#[test]
+fn over_ipv6_an_anchored_connection_survives_a_planned_move_as_well() {
+    let _one = support::one_at_a_time().unwrap();
+    let settings = ANCHORED.to_owned();
+    let plan = Plan { gateway_settings: settings, dual_stack: true, ..Plan::small("anchored6") };
+    let lab = Lab::start_as(&plan).unwrap();
+    assert!(lab.web.address().is_ipv6());
+    let (first, second) = (lab.owner().unwrap(), lab.others().unwrap()[0]);
+    let length = 8 * BYTES_PER_SECOND;
+    let open = lab.download(length).unwrap();
+    open.wait_for(BYTES_PER_SECOND, SOON).unwrap();
+    lab.move_to(second).unwrap();
+    lab.fresh_download_works().unwrap();
+    assert_eq!(lab.translated_at(&[first]).unwrap(), [1]);
+    let downloaded = open.finish(SOON * 2).unwrap();
+    assert_eq!(downloaded.digest, expected_digest(SEED, length));
+    assert!(lab.counted(first, "anchored_in").unwrap() > 0.0);
 }
 
 #[test]

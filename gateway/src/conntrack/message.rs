@@ -167,22 +167,43 @@ fn aligned(len: usize) -> usize {
     len.saturating_add(3) & !3
 }
 
-/// Asks for the whole table, or for the entries with this original source. A kernel before 5.8 does not know that filter, and
-/// tells everything.
-pub(crate) fn request(source: Option<IpAddr>) -> Vec<u8> {
-    let (family, filter) = match source {
-        None => (0, Vec::new()),
-        Some(address) => {
-            let (family, address) = match address {
-                IpAddr::V4(v4) => (2, attribute(SOURCE_V4, &v4.octets())),
-                IpAddr::V6(v6) => (10, attribute(SOURCE_V6, &v6.octets())),
-            };
+/// Which entries the kernel is asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Wanted {
+    /// All of IPv4.
+    V4,
+    /// All of IPv6.
+    V6,
+    /// Those with this original source. A kernel before 5.8 does not know the filter, and tells all of IPv4.
+    From(Ipv4Addr),
+}
+
+/// The requests that tell at least the entries with one of these original sources. There is none for one source of IPv6: the
+/// kernel's filter leaves out just the address that it is given (seen with Linux 6.18).
+pub(crate) fn wanted(sources: &[IpAddr], single_max: usize) -> Vec<Wanted> {
+    let v4: Vec<Ipv4Addr> = sources
+        .iter()
+        .filter_map(|source| match source {
+            IpAddr::V4(v4) => Some(*v4),
+            IpAddr::V6(_) => None,
+        })
+        .collect();
+    let has_v6 = v4.len() < sources.len();
+    let mut wanted =
+        if v4.len() > single_max { vec![Wanted::V4] } else { v4.into_iter().map(Wanted::From).collect() };
+    wanted.extend(has_v6.then_some(Wanted::V6));
+    wanted
+}
+
+/// Asks for what is wanted.
+pub(crate) fn request(wanted: Wanted) -> Vec<u8> {
+    let (family, filter) = match wanted {
+        Wanted::V4 => (2, Vec::new()),
+        Wanted::V6 => (10, Vec::new()),
+        Wanted::From(source) => {
             let parts = attribute(FILTER_ORIGINAL, &FILTER_SOURCE.to_ne_bytes());
-            let tuple = attribute(NESTED | TUPLE_IP, &address);
-            (
-                family,
-                [attribute(NESTED | FILTER, &parts), attribute(NESTED | TUPLE_ORIGINAL, &tuple)].concat(),
-            )
+            let tuple = attribute(NESTED | TUPLE_IP, &attribute(SOURCE_V4, &source.octets()));
+            (2, [attribute(NESTED | FILTER, &parts), attribute(NESTED | TUPLE_ORIGINAL, &tuple)].concat())
         }
     };
     let len = (HEADER_LEN + FAMILY_LEN + filter.len()) as u32;
@@ -287,15 +308,24 @@ pub(crate) mod tests {
 
     #[test]
     fn a_request_for_one_address_names_it_and_is_as_long_as_it_says() {
-        for (address, family, len) in [("10.77.0.1", 2, 48), ("fd00::1", 10, 60)] {
-            let address: IpAddr = address.parse().unwrap();
-            let request = request(Some(address));
-            assert_eq!(request.len(), len);
-            assert_eq!(request[..4], (len as u32).to_ne_bytes());
-            assert_eq!(request[16], family);
-            let attributes: Vec<_> = read(&request[20..]).map(|(kind, _)| kind).collect();
-            assert_eq!(attributes, [FILTER, TUPLE_ORIGINAL]);
-        }
-        assert_eq!(request(None).len(), 20);
+        let asked = request(Wanted::From(Ipv4Addr::new(10, 77, 0, 1)));
+        assert_eq!((asked.len(), asked[16]), (48, 2));
+        assert_eq!(asked[..4], 48u32.to_ne_bytes());
+        let attributes: Vec<_> = read(&asked[20..]).map(|(kind, _)| kind).collect();
+        assert_eq!(attributes, [FILTER, TUPLE_ORIGINAL]);
+        assert_eq!(
+            [Wanted::V4, Wanted::V6].map(|all| (request(all).len(), request(all)[16])),
+            [(20, 2), (20, 10)]
+        );
+    }
+
+    #[test]
+    fn few_addresses_of_ipv4_are_asked_for_one_by_one_and_all_else_by_family() {
+        let (a, b) = (Ipv4Addr::new(10, 0, 0, 1), Ipv4Addr::new(10, 0, 0, 2));
+        let six: IpAddr = "fd00::1".parse().unwrap();
+        assert_eq!(wanted(&[], 1), []);
+        assert_eq!(wanted(&[a.into(), six], 1), [Wanted::From(a), Wanted::V6]);
+        assert_eq!(wanted(&[a.into(), b.into(), six, six], 1), [Wanted::V4, Wanted::V6]);
+        assert_eq!(wanted(&[six], 1), [Wanted::V6]);
     }
 }

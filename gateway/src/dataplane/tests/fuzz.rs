@@ -190,7 +190,10 @@ fn conntrack(input: &[u8]) {
 fn conntrack_seeds() -> Vec<Vec<u8>> {
     let dumped = crate::conntrack::message::tests::dumped();
     let error = [&20u32.to_ne_bytes()[..], &[2, 0], &[0; 10], &(-1i32).to_ne_bytes()].concat();
-    vec![dumped, error, crate::conntrack::message::request(Some(inner(1)))]
+    vec![dumped, error, {
+        use crate::conntrack::message::{Wanted, request};
+        request(Wanted::From(std::net::Ipv4Addr::new(10, 64, 0, 1)))
+    }]
 }
 
 /// Any file is a configuration or a list of what is wrong with it.
