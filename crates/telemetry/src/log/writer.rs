@@ -14,7 +14,7 @@ pub(super) const QUEUE_LINES_MAX: usize = 8192;
 pub(super) const QUEUE_BYTES_MAX: usize = 4 << 20;
 
 /// How long the first line of a write waits for others, so that a busy program pays for few writes and few wake-ups.
-const COMPANY: Duration = Duration::from_millis(1);
+const COMPANY: Duration = Duration::from_millis(5);
 
 /// The most lines in one write.
 const WRITE_LINES_MAX: usize = 256;
