@@ -1,7 +1,6 @@
 //! Gateway nodes: register, renew, deregister, drain.
 
 use std::collections::HashMap;
-use std::ops::RangeInclusive;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -23,16 +22,17 @@ const CONFLICTS_MAX: usize = 32;
 /// How many runs are remembered before those that ended are forgotten: twice what can be registered at once.
 pub(crate) const RUNS_REMEMBERED_MAX: usize = 2 * NodeNumber::MAX.0 as usize;
 
-/// How many claims all gateways together may have under way: what a replica takes less than a second for, even when all
-/// of them come to it. A renewal waits behind them, and a lease ends 3 s after it was renewed last.
+/// How many claims all gateways together may have under way: 1.3 s of one replica's work (153 µs each, docs/scaling.md), even
+/// when all of them come to it. A renewal waits behind them, and a lease ends 3 s after it was renewed last.
 const CLAIMS_MAX: usize = 8192;
-
-/// The least and the most that one gateway may have under way. A claim takes milliseconds, so few fill the store's requests.
-const CLAIMS_EACH: RangeInclusive<usize> = 8..=256;
+/// The most that one gateway may have under way.
+const CLAIMS_EACH_MAX: usize = 256;
+const _: () =
+    assert!(CLAIMS_MAX >= NodeNumber::MAX.0 as usize, "every gateway that may register has a claim");
 
 /// How many claims one of this many registered gateways may have under way.
 pub fn claims_each(gateways: usize) -> usize {
-    (CLAIMS_MAX / gateways.max(1)).clamp(*CLAIMS_EACH.start(), *CLAIMS_EACH.end())
+    (CLAIMS_MAX / gateways.max(1)).clamp(1, CLAIMS_EACH_MAX)
 }
 
 /// What a gateway says about itself.
@@ -356,6 +356,15 @@ mod tests {
     use async_trait::async_trait;
 
     use super::*;
+
+    #[test]
+    fn the_claims_of_all_gateways_together_stay_within_their_bound_and_every_gateway_has_one() {
+        assert_eq!([0, 1, 32, 33, 1000].map(claims_each), [256, 256, 256, 248, 8]);
+        for gateways in 1..=usize::from(NodeNumber::MAX.0) {
+            assert!((1..=CLAIMS_EACH_MAX).contains(&claims_each(gateways)), "{gateways}");
+            assert!(gateways * claims_each(gateways) <= CLAIMS_MAX, "{gateways}");
+        }
+    }
     use crate::store::{EmbeddedStore, Page, Snapshot, Store, WatchStream};
 
     /// Notes which leases were renewed.

@@ -73,6 +73,7 @@ suite! {
     of_a_thousand_racing_attaches_exactly_one_is_accepted_per_epoch;
     a_gateway_speaks_only_for_itself_and_readers_change_nothing;
     a_token_enrols_one_device_once_and_the_same_device_again;
+    a_renewal_says_how_many_claims_a_gateway_may_have_under_way;
     a_token_that_is_asked_for_again_is_the_same_and_its_request_serves_for_no_other;
     a_revoked_device_loses_its_sessions_and_cannot_attach;
     a_rotated_key_overlaps_with_its_successor_and_then_retires;
@@ -350,6 +351,17 @@ async fn a_token_enrols_one_device_once_and_the_same_device_again(harness: Harne
     assert_eq!(listed.devices.len(), 1);
     let rest = wire::ListDevicesRequest { page_size: 1, page_token: listed.next_page_token };
     assert_eq!(devices.list_devices(rest).await.unwrap().into_inner().devices.len(), 1);
+}
+
+async fn a_renewal_says_how_many_claims_a_gateway_may_have_under_way(harness: Harness) {
+    let (_pki, _server, gw1, _) = two_gateways(&harness, &[]).await;
+    let request = wire::RenewRequest {
+        node_id: gw1.name.clone(),
+        incarnation: gw1.incarnation,
+        ..wire::RenewRequest::default()
+    };
+    let answer = gw1.client.clone().renew(request).await.unwrap().into_inner();
+    assert_eq!(answer.claims_max, 256);
 }
 
 async fn a_token_that_is_asked_for_again_is_the_same_and_its_request_serves_for_no_other(harness: Harness) {

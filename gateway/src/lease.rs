@@ -190,12 +190,16 @@ async fn take_news(context: &Context, response: &RenewResponse) {
             None => tracing::error!("control sent unusable cluster keys"),
         }
     }
-    let claims_max = usize::try_from(response.claims_max).unwrap_or(usize::MAX);
-    context.claim_places.resize(match claims_max {
-        0 => Context::CLAIMS_MAX,
-        max => max.min(Context::CLAIMS_MAX),
-    });
+    context.claim_places.resize(claims_allowed(response.claims_max));
     context.set_operator_drain(response.drain);
+}
+
+/// How many claims may be under way when control says `claims_max`; 0 is what an older control says.
+fn claims_allowed(claims_max: u32) -> usize {
+    match usize::try_from(claims_max) {
+        Ok(max @ 1..Context::CLAIMS_MAX) => max,
+        Ok(_) | Err(_) => Context::CLAIMS_MAX,
+    }
 }
 
 /// Reads node certificates as control hands them out.
@@ -215,4 +219,14 @@ pub(crate) fn cluster_secrets(keys: &[Vec<u8>]) -> Option<Vec<ClusterSecret>> {
             Some(ClusterSecret::from_bytes(*Zeroizing::new(<[u8; 32]>::try_from(key.as_slice()).ok()?)))
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn control_may_ask_for_fewer_claims_and_not_for_none_or_for_more() {
+        assert_eq!([0, 1, 8, 255, 256, u32::MAX].map(claims_allowed), [256, 1, 8, 255, 256, 256]);
+    }
 }

@@ -1,6 +1,6 @@
 //! Devices for operators.
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use jump_proto::control_v1 as wire;
@@ -15,7 +15,7 @@ use super::session::page_size;
 use super::{Context, ServiceError, caller, optional_time};
 use crate::audit;
 use crate::clock;
-use crate::devices::{self, NAME_CHARS_MAX, StoredDevice};
+use crate::devices::{self, DeviceError, NAME_CHARS_MAX, StoredDevice};
 
 /// How long a token can be used: when nothing is asked for, and at most.
 const TOKEN_TTL_DEFAULT: Duration = Duration::from_secs(3600);
@@ -101,14 +101,24 @@ impl DeviceService for DeviceApi {
             parse_duration(&mut fields, "device_ttl", request.device_ttl, Duration::ZERO, Duration::MAX);
         let policy = fields.device_policy("policy", request.policy.as_ref());
         let request_id = match request.request_id.as_str() {
-            "" => Some(uuid::Uuid::new_v4()),
-            text => fields.take("request_id", text.parse().map_err(|_| "must be a UUID")),
+            "" => Some(None),
+            text => {
+                fields.take("request_id", text.parse::<uuid::Uuid>().map(Some).map_err(|_| "must be a UUID"))
+            }
         };
         let (ttl, device_ttl, policy, request_id) =
             fields.finish(|| Some((ttl?, device_ttl?, policy?, request_id?))).map_err(ServiceError::from)?;
         let ttl = if ttl.is_zero() { TOKEN_TTL_DEFAULT } else { ttl };
-        let Context { devices, profile, keys, .. } = &*self.context;
-        let secret = keys.load().signers[0].token_secret(request_id.as_bytes());
+        let Context { devices, entropy, profile, keys, .. } = &*self.context;
+        // Drawn for every token: a generator that fails its tests lets none be made.
+        let mut fresh = [0; 16];
+        entropy
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .fill(&mut fresh)
+            .map_err(|error| ServiceError::from(DeviceError::from(error)))?;
+        let request_id = request_id.map_or(fresh, uuid::Uuid::into_bytes);
+        let secret = keys.load().signers[0].token_secret(&request_id);
         let expires = devices
             .create_token(&secret, &request.name, ttl, device_ttl, &policy)
             .await

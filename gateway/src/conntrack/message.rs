@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use crate::dataplane::Flow;
+use crate::dataplane::{Flow, TCP};
 
 /// Message types: `NLMSG_ERROR`, `NLMSG_DONE`, and `IPCTNL_MSG_CT_NEW` and `_GET` of the conntrack subsystem.
 const ERROR: u16 = 2;
@@ -60,7 +60,7 @@ pub(crate) struct Entry {
 
 impl Entry {
     pub(crate) fn is_tcp(&self) -> bool {
-        self.flow.protocol == 6
+        self.flow.protocol == TCP
     }
 
     /// True when its source is translated and there may be more packets of it.

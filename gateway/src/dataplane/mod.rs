@@ -52,6 +52,7 @@ pub use command::*;
 pub use counters::{Count, Counters, DropReason, SharedCounters, Suspect};
 pub use egress::{EgressSetup, FlowAnswer, FlowQuestion, LIST_WAIT};
 pub use flow::Flow;
+pub(crate) use flow::TCP;
 pub use handed::FLOWS_MAX;
 pub use limiter::Rate;
 pub use links::Link;

@@ -107,8 +107,12 @@ impl QueueWriter {
 
 fn write_lines(lines: &Receiver<Message>, counters: &Counters, mut output: impl Write) {
     let mut text = String::new();
+    let mut is_behind = false;
     while let Ok(first) = lines.recv() {
-        thread::sleep(COMPANY);
+        // What did not fit into the last write has waited already.
+        if !is_behind {
+            thread::sleep(COMPANY);
+        }
         let mut flushes = Vec::new();
         let mut count = 0;
         for message in std::iter::once(first).chain(lines.try_iter()) {
@@ -119,7 +123,8 @@ fn write_lines(lines: &Receiver<Message>, counters: &Counters, mut output: impl 
                 }
                 Message::Flush(done) => flushes.push(done),
             }
-            if count == WRITE_LINES_MAX || text.len() >= WRITE_BYTES || !flushes.is_empty() {
+            is_behind = count == WRITE_LINES_MAX || text.len() >= WRITE_BYTES;
+            if is_behind || !flushes.is_empty() {
                 break;
             }
         }

@@ -47,11 +47,11 @@ impl Crowd {
             gateways: known.map(|gateway| gateway.wan_socket(GATEWAY_PORT)).collect(),
             via: BTreeMap::new(),
             groups: vec![Group {
-                aside: false,
                 devices,
                 starts_per_second: Some(STARTS_PER_SECOND),
                 traffic,
                 tuning: Tuning::default(),
+                aside: false,
             }],
             lanes: 2,
             seed: 1,
