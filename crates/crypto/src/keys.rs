@@ -504,9 +504,13 @@ mod tests {
         let key = device.key_for(&cluster).unwrap();
         assert!(key.known.as_ref().unwrap().multiples.is_some(), "a real key is on the curve");
         let fresh = DhSecret::from_bytes([5; 32]);
-        for peer in [cluster.0, *DhSecret::from_bytes([6; 32]).public()] {
+        let next = ClusterSecret::from_bytes([6; 32]).public();
+        for peer in [cluster.0, next.0] {
             assert_eq!(key.agree_fresh(&fresh, &peer), fresh.agree(&peer));
         }
+        device.prepare(&next);
+        let known = device.key_for(&next).unwrap().known.unwrap();
+        assert_eq!(known.multiples.as_ref().unwrap().of, next.0, "the key has changed");
     }
 
     #[test]
