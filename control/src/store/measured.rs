@@ -54,7 +54,7 @@ fn ok<T>(_: &T) -> &'static str {
 #[async_trait]
 impl Store for MeasuredStore {
     async fn read(&self, keys: &[String]) -> Result<Snapshot, StoreError> {
-        let span = tracing::info_span!("store.read", correlation = correlation(), keys = keys.len());
+        let span = tracing::debug_span!("store.read", correlation = correlation(), keys = keys.len());
         measured("read", span, self.inner.read(keys), ok).await
     }
 
@@ -65,13 +65,13 @@ impl Store for MeasuredStore {
         limit: usize,
         at: Option<Revision>,
     ) -> Result<Page, StoreError> {
-        let span = tracing::info_span!("store.range", correlation = correlation(), prefix);
+        let span = tracing::debug_span!("store.range", correlation = correlation(), prefix);
         measured("range", span, self.inner.range(prefix, after, limit, at), ok).await
     }
 
     async fn commit(&self, txn: Txn) -> Result<Outcome, StoreError> {
         let (compares, ops) = (txn.compares.len(), txn.ops.len());
-        let span = tracing::info_span!("store.commit", correlation = correlation(), compares, ops);
+        let span = tracing::debug_span!("store.commit", correlation = correlation(), compares, ops);
         measured("commit", span, self.inner.commit(txn), |outcome| match outcome {
             Outcome::Committed(_) => "ok",
             Outcome::Conflict => "conflict",
@@ -80,19 +80,19 @@ impl Store for MeasuredStore {
     }
 
     async fn grant_lease(&self, ttl: Duration) -> Result<Lease, StoreError> {
-        measured("grant_lease", tracing::info_span!("store.grant_lease"), self.inner.grant_lease(ttl), ok)
+        measured("grant_lease", tracing::debug_span!("store.grant_lease"), self.inner.grant_lease(ttl), ok)
             .await
     }
 
     async fn keep_alive(&self, lease: LeaseId) -> Result<(), StoreError> {
-        measured("keep_alive", tracing::info_span!("store.keep_alive"), self.inner.keep_alive(lease), ok)
+        measured("keep_alive", tracing::debug_span!("store.keep_alive"), self.inner.keep_alive(lease), ok)
             .await
     }
 
     async fn revoke_lease(&self, lease: LeaseId) -> Result<(), StoreError> {
         measured(
             "revoke_lease",
-            tracing::info_span!("store.revoke_lease"),
+            tracing::debug_span!("store.revoke_lease"),
             self.inner.revoke_lease(lease),
             ok,
         )

@@ -22,6 +22,7 @@ use serde::Deserialize;
 
 use crate::metrics::{self, Kind, MetricDef, Unit};
 use crate::sink::{FileConfig, Record, SinkConfig, SinkError, SinkHandle, SinkQueue, SinkStats};
+use crate::thread::COMPANY;
 
 pub use action::{
     ActionDef, ApiAction, AttachAction, Class, EntityAction, NodeAction, SecurityAction, SessionAction,
@@ -238,18 +239,7 @@ pub fn start(identity: Identity, config: AuditConfig) -> Result<(Audit, AuditGua
     let (audit, events) = open(config.queue_events_max);
     let offers: Vec<_> = sinks.iter_mut().filter_map(SinkHandle::take_queue).collect();
     let origin = origin(identity);
-    thread::Builder::new()
-        .name("jump-audit".into())
-        .spawn(move || {
-            while let Ok(Message::Event(event)) = events.recv() {
-                if offers.iter().any(SinkQueue::has_room) {
-                    let record = Arc::new(record(&event.0, &origin, event.1));
-                    offers.iter().for_each(|queue| queue.offer(&record));
-                } else {
-                    offers.iter().for_each(SinkQueue::drop_unrendered);
-                }
-            }
-        })
+    crate::thread::spawn("jump-audit".into(), move || route(&events, &offers, &origin))
         .map_err(AuditError::Thread)?;
     let counted = audit.clone();
     metrics::before_scrape(move || {
@@ -259,6 +249,22 @@ pub fn start(identity: Identity, config: AuditConfig) -> Result<(Audit, AuditGua
     });
     sinks.iter().for_each(SinkHandle::publish);
     Ok((audit.clone(), AuditGuard { audit, sinks, closed: false }))
+}
+
+/// Offers every event to every sink, until told to stop.
+fn route(events: &Receiver<Message>, sinks: &[SinkQueue], origin: &Origin) {
+    while let Ok(first) = events.recv() {
+        thread::sleep(COMPANY);
+        for message in std::iter::once(first).chain(events.try_iter()) {
+            let Message::Event(event) = message else { return };
+            if sinks.iter().any(SinkQueue::has_room) {
+                let record = Arc::new(record(&event.0, origin, event.1));
+                sinks.iter().for_each(|sink| sink.offer(&record));
+            } else {
+                sinks.iter().for_each(SinkQueue::drop_unrendered);
+            }
+        }
+    }
 }
 
 /// The process's audit, as its logs and metrics are the process's.

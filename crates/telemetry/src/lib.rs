@@ -13,6 +13,7 @@ pub mod metrics;
 pub mod recovery;
 pub mod settings;
 pub mod sink;
+mod thread;
 pub mod timeline;
 pub mod trace;
 

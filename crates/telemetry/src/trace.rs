@@ -118,7 +118,8 @@ fn ratio() -> f64 {
 }
 
 fn filter() -> String {
-    "info".into()
+    // Operations of the store have spans for traces alone; log lines have nothing from them.
+    "info,jump_control::store=debug".into()
 }
 
 fn queue_spans_max() -> usize {

@@ -1,6 +1,7 @@
 //! The layer that turns events, with the fields of the spans around them, into lines.
 
-use std::fmt::Write as _;
+use std::cell::Cell;
+use std::fmt::{self, Write as _};
 use std::sync::OnceLock;
 
 use opentelemetry::trace::TraceContextExt;
@@ -65,49 +66,40 @@ impl LineLayer {
         let span = context.span();
         let ids = span.span_context();
         if ids.is_valid() && ids.is_sampled() {
-            fields.add("trace_id", &Value::Text(ids.trace_id().to_string()));
-            fields.add("span_id", &Value::Text(ids.span_id().to_string()));
+            fields.add("trace_id", |value| value.text(format_args!("{}", ids.trace_id())));
+            fields.add("span_id", |value| value.text(format_args!("{}", ids.span_id())));
         }
     }
 
     fn json(&self, level: &Level, target: &str, fields: &Fields) -> String {
-        let mut line = String::with_capacity(256);
+        let names = self.component.len() + 2 * self.instance.len() + target.len();
+        let mut line = String::with_capacity(160 + names + fields.message.len() + fields.text.len());
         line.push_str("{\"ts\":\"");
         line.push_str(&timestamp());
-        let _ = write!(line, "\",\"level\":\"{}\"", level_name(level));
-        push_text(&mut line, "target", target);
-        push_text(&mut line, "message", fields.message());
-        push_text(&mut line, "component", &self.component);
+        line.push_str("\",\"level\":\"");
+        line.push_str(level_name(level));
+        line.push('"');
+        push_member(&mut line, "target", target);
+        line.push_str(",\"message\":");
+        line.push_str(if fields.message.is_empty() { "\"\"" } else { &fields.message });
+        push_member(&mut line, "component", &self.component);
         if !self.instance.is_empty() {
-            push_text(&mut line, "instance", &self.instance);
-            if !fields.0.iter().any(|(name, _)| *name == "node") {
-                push_text(&mut line, "node", &self.instance);
+            push_member(&mut line, "instance", &self.instance);
+            if !fields.has("node") {
+                push_member(&mut line, "node", &self.instance);
             }
         }
-        let fixed = line.len();
-        for (name, value) in &fields.0 {
-            if !RESERVED.contains(name) {
-                push_name(&mut line, name);
-                value.push_json(&mut line);
-            }
-        }
-        if line.len() > LINE_BYTES_MAX {
-            line.truncate(fixed);
+        if line.len() + fields.text.len() <= LINE_BYTES_MAX {
+            line.push_str(&fields.text);
+        } else {
             line.push_str(",\"truncated\":true");
         }
         line.push_str("}\n");
         line
     }
 
-    fn human(&self, level: &Level, target: &str, fields: &Fields) -> String {
-        let mut line = format!("{} {:>5} {target}: ", timestamp(), level.as_str());
-        push_printable(&mut line, fields.message());
-        for (name, value) in fields.0.iter().filter(|(name, _)| *name != "message") {
-            let _ = write!(line, " {name}=");
-            value.push_human(&mut line);
-        }
-        line.push('\n');
-        line
+    fn human(level: &Level, target: &str, fields: &Fields) -> String {
+        format!("{} {:>5} {target}: {}{}\n", timestamp(), level.as_str(), fields.message, fields.text)
     }
 }
 
@@ -123,7 +115,7 @@ where
 
     fn on_new_span(&self, attributes: &span::Attributes<'_>, id: &span::Id, context: Context<'_, S>) {
         if let Some(span) = context.span(id) {
-            let mut fields = Fields::default();
+            let mut fields = Fields::new(self.format);
             attributes.record(&mut fields);
             span.extensions_mut().insert(fields);
         }
@@ -138,12 +130,14 @@ where
     }
 
     fn on_event(&self, event: &Event<'_>, context: Context<'_, S>) {
-        let mut fields = Fields::default();
+        // An event that is logged while another one's field is formatted finds no buffer, and makes its own.
+        let mut fields = BUFFER.take().unwrap_or_default();
+        fields.begin(self.format);
         event.record(&mut fields);
-        // Innermost span first: `add` keeps what is there already.
+        // Innermost span first: `add_all` keeps what is there already.
         for span in context.event_scope(event).into_iter().flatten() {
             if let Some(outer) = span.extensions().get::<Fields>() {
-                outer.0.iter().for_each(|(name, value)| fields.add(name, value));
+                fields.add_all(outer);
             }
         }
         if self.dispatch.is_some()
@@ -154,71 +148,121 @@ where
         let metadata = event.metadata();
         let line = match self.format {
             Format::Json => self.json(metadata.level(), metadata.target(), &fields),
-            Format::Human => self.human(metadata.level(), metadata.target(), &fields),
+            Format::Human => Self::human(metadata.level(), metadata.target(), &fields),
         };
         self.writer.push(line);
+        if fields.text.capacity() <= LINE_BYTES_MAX {
+            BUFFER.set(Some(fields));
+        }
     }
 }
 
-/// Field names and values, in the order in which they were recorded.
-#[derive(Debug, Default)]
-struct Fields(Vec<(&'static str, Value)>);
+thread_local! {
+    /// The memory of the last event's fields, for the next one.
+    static BUFFER: Cell<Option<Fields>> = const { Cell::new(None) };
+}
 
-#[derive(Debug, Clone)]
-enum Value {
-    Signed(i64),
-    Unsigned(u64),
-    Float(f64),
-    Bool(bool),
-    Text(String),
+/// Fields as a line shows them, in the order in which they were recorded.
+#[derive(Debug, Default)]
+struct Fields {
+    format: Format,
+    /// Empty if there is none.
+    message: String,
+    /// `,"name":value` or ` name=value`, one after the other.
+    text: String,
+    /// Every name, and where its text ends.
+    ends: Vec<(&'static str, usize)>,
 }
 
 impl Fields {
-    fn message(&self) -> &str {
-        self.0
-            .iter()
-            .find_map(|(name, value)| match value {
-                Value::Text(text) if *name == "message" => Some(text.as_str()),
-                Value::Text(_) | Value::Signed(_) | Value::Unsigned(_) | Value::Float(_) | Value::Bool(_) => {
-                    None
-                }
-            })
-            .unwrap_or_default()
+    fn new(format: Format) -> Self {
+        Self { format, ..Self::default() }
     }
 
-    fn add(&mut self, name: &'static str, value: &Value) {
-        if !self.0.iter().any(|(existing, _)| *existing == name) {
-            self.0.push((name, value.clone()));
+    /// Forgets the fields and keeps their memory.
+    fn begin(&mut self, format: Format) {
+        self.format = format;
+        self.message.clear();
+        self.text.clear();
+        self.ends.clear();
+    }
+
+    fn has(&self, name: &str) -> bool {
+        self.ends.iter().any(|(existing, _)| *existing == name)
+    }
+
+    /// Adds a field, unless there is one of that name.
+    fn add(&mut self, name: &'static str, write: impl FnOnce(&mut Value<'_>)) {
+        if self.has(name) {
+            return;
+        }
+        match self.format {
+            Format::Json => push_name(&mut self.text, name),
+            Format::Human => self.text.extend([" ", name, "="]),
+        }
+        write(&mut Value { out: &mut self.text, format: self.format });
+        self.ends.push((name, self.text.len()));
+    }
+
+    /// Adds the fields of a span further out, unless there are some of those names.
+    fn add_all(&mut self, outer: &Self) {
+        let mut start = 0;
+        for (name, end) in &outer.ends {
+            if !self.has(name) {
+                self.text.push_str(&outer.text[start..*end]);
+                self.ends.push((name, self.text.len()));
+            }
+            start = *end;
         }
     }
 
-    fn set(&mut self, field: &Field, value: Value) {
-        match self.0.iter_mut().find(|(name, _)| *name == field.name()) {
-            Some((_, old)) => *old = value,
-            None => self.0.push((field.name(), value)),
+    fn remove(&mut self, name: &str) {
+        let Some(at) = self.ends.iter().position(|(existing, _)| *existing == name) else { return };
+        let start = at.checked_sub(1).map_or(0, |before| self.ends[before].1);
+        let (_, end) = self.ends.remove(at);
+        self.text.replace_range(start..end, "");
+        self.ends[at..].iter_mut().for_each(|(_, later)| *later -= end - start);
+    }
+
+    /// Sets a field as an event or a span tells it: the last value of a name counts.
+    fn set(&mut self, field: &Field, write: impl FnOnce(&mut Value<'_>)) {
+        match field.name() {
+            "message" => {
+                self.message.clear();
+                write(&mut Value { out: &mut self.message, format: self.format });
+            }
+            name if self.format == Format::Json && RESERVED.contains(&name) => {}
+            name => {
+                self.remove(name);
+                self.add(name, write);
+            }
         }
     }
 }
 
 impl Visit for Fields {
     fn record_i64(&mut self, field: &Field, value: i64) {
-        self.set(field, Value::Signed(value));
+        self.set(field, |text| text.plain(format_args!("{value}")));
     }
 
     fn record_u64(&mut self, field: &Field, value: u64) {
-        self.set(field, Value::Unsigned(value));
+        self.set(field, |text| text.plain(format_args!("{value}")));
     }
 
     fn record_f64(&mut self, field: &Field, value: f64) {
-        self.set(field, Value::Float(value));
+        self.set(field, |text| match text.format {
+            // JSON has no other numbers.
+            Format::Json if value.is_finite() => text.plain(format_args!("{value:?}")),
+            Format::Json | Format::Human => text.text(format_args!("{value}")),
+        });
     }
 
     fn record_bool(&mut self, field: &Field, value: bool) {
-        self.set(field, Value::Bool(value));
+        self.set(field, |text| text.plain(format_args!("{value}")));
     }
 
     fn record_str(&mut self, field: &Field, value: &str) {
-        self.set(field, Value::Text(cut(value).to_owned()));
+        self.set(field, |text| text.text(format_args!("{value}")));
     }
 
     fn record_error(&mut self, field: &Field, value: &(dyn std::error::Error + 'static)) {
@@ -232,63 +276,56 @@ impl Visit for Fields {
     }
 
     fn record_debug(&mut self, field: &Field, value: &dyn std::fmt::Debug) {
-        let mut text = Bounded::default();
-        // A full buffer ends the formatting early; what is there already counts.
-        let _ = write!(text, "{value:?}");
-        self.set(field, Value::Text(text.0));
+        self.set(field, |text| text.text(format_args!("{value:?}")));
     }
 }
 
-/// Stops a `Debug` implementation that would print without end.
-#[derive(Default)]
-struct Bounded(String);
+/// Where the value of a field is written.
+struct Value<'a> {
+    out: &'a mut String,
+    format: Format,
+}
 
-impl std::fmt::Write for Bounded {
-    fn write_str(&mut self, text: &str) -> std::fmt::Result {
-        self.0.push_str(cut(text));
-        if self.0.len() > FIELD_BYTES_MAX {
-            self.0.truncate(cut(&self.0).len());
-            return Err(std::fmt::Error);
+impl Value<'_> {
+    /// Writes what can hold nothing to escape.
+    fn plain(&mut self, value: fmt::Arguments<'_>) {
+        let _ = self.out.write_fmt(value);
+    }
+
+    /// Writes a text: escaped, cut at its longest, in JSON within quotes.
+    fn text(&mut self, value: fmt::Arguments<'_>) {
+        let quote = match self.format {
+            Format::Json => "\"",
+            Format::Human => "",
+        };
+        self.out.push_str(quote);
+        // A text that is full ends the formatting early; what is there already counts.
+        let _ = Escaped { out: self.out, format: self.format, left: FIELD_BYTES_MAX }.write_fmt(value);
+        self.out.push_str(quote);
+    }
+}
+
+/// Escapes what is written, and stops a `Debug` implementation that would print without end.
+struct Escaped<'a> {
+    out: &'a mut String,
+    format: Format,
+    /// Bytes that may still come.
+    left: usize,
+}
+
+impl fmt::Write for Escaped<'_> {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        let mut end = text.len().min(self.left);
+        while !text.is_char_boundary(end) {
+            end -= 1;
         }
-        Ok(())
+        self.left -= end;
+        match self.format {
+            Format::Json => push_json(self.out, &text[..end]),
+            Format::Human => push_printable(self.out, &text[..end]),
+        }
+        if end < text.len() { Err(fmt::Error) } else { Ok(()) }
     }
-}
-
-impl Value {
-    fn push_json(&self, line: &mut String) {
-        let _ = match self {
-            Self::Signed(n) => write!(line, "{n}"),
-            Self::Unsigned(n) => write!(line, "{n}"),
-            Self::Float(n) if n.is_finite() => write!(line, "{n:?}"),
-            Self::Float(n) => write!(line, "\"{n}\""),
-            Self::Bool(b) => write!(line, "{b}"),
-            Self::Text(text) => {
-                push_json_text(line, text);
-                Ok(())
-            }
-        };
-    }
-
-    fn push_human(&self, line: &mut String) {
-        let _ = match self {
-            Self::Signed(n) => write!(line, "{n}"),
-            Self::Unsigned(n) => write!(line, "{n}"),
-            Self::Float(n) => write!(line, "{n}"),
-            Self::Bool(b) => write!(line, "{b}"),
-            Self::Text(text) => {
-                push_printable(line, text);
-                Ok(())
-            }
-        };
-    }
-}
-
-fn cut(text: &str) -> &str {
-    let mut end = text.len().min(FIELD_BYTES_MAX);
-    while !text.is_char_boundary(end) {
-        end -= 1;
-    }
-    &text[..end]
 }
 
 fn level_name(level: &Level) -> &'static str {
@@ -306,18 +343,20 @@ fn timestamp() -> String {
 }
 
 fn push_name(line: &mut String, name: &str) {
-    line.push(',');
-    push_json_text(line, name);
-    line.push(':');
+    line.push_str(",\"");
+    push_json(line, name);
+    line.push_str("\":");
 }
 
-fn push_text(line: &mut String, name: &str, text: &str) {
+fn push_member(line: &mut String, name: &str, text: &str) {
     push_name(line, name);
-    push_json_text(line, text);
+    line.push('"');
+    push_json(line, text);
+    line.push('"');
 }
 
-fn push_json_text(line: &mut String, text: &str) {
-    line.push('"');
+/// Adds a text as it stands between the quotes of a JSON string.
+fn push_json(line: &mut String, text: &str) {
     // What needs no escape, which is nearly everything, goes in at once.
     let mut plain = 0;
     for (at, byte) in text.bytes().enumerate() {
@@ -338,7 +377,6 @@ fn push_json_text(line: &mut String, text: &str) {
         }
     }
     line.push_str(&text[plain..]);
-    line.push('"');
 }
 
 /// Escapes what could forge a line or steer a terminal: names and addresses come from the network.
@@ -442,6 +480,24 @@ mod tests {
             span.in_scope(|| tracing::info!("done"));
         });
         assert_eq!(line["epoch"], 7);
+    }
+
+    #[test]
+    fn a_value_recorded_again_takes_the_place_of_the_first_and_leaves_its_neighbours() {
+        let line = json_of(|| {
+            let span = tracing::info_span!("attach", epoch = 6u64, node = "gw7", device = "d-1");
+            span.record("epoch", 12_345u64);
+            span.record("node", "n");
+            span.in_scope(|| tracing::info!("done"));
+        });
+        assert_eq!((line["epoch"].as_u64(), line["node"].as_str()), (Some(12_345), Some("n")));
+        assert_eq!(line["device"], "d-1");
+    }
+
+    #[test]
+    fn an_event_without_a_message_is_a_line_all_the_same() {
+        let line = json_of(|| tracing::info!(epoch = 3u64));
+        assert_eq!((line["message"].as_str(), line["epoch"].as_u64()), (Some(""), Some(3)));
     }
 
     #[test]

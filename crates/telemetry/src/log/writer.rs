@@ -7,14 +7,13 @@ use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::thread::COMPANY;
+
 /// The longest queue, in lines. A line that finds it full is dropped and counted.
 pub(super) const QUEUE_LINES_MAX: usize = 8192;
 
 /// The longest queue, in bytes, under the same policy.
 pub(super) const QUEUE_BYTES_MAX: usize = 4 << 20;
-
-/// How long the first line of a write waits for others, so that a busy program pays for few writes and few wake-ups.
-const COMPANY: Duration = Duration::from_millis(5);
 
 /// The most lines in one write.
 const WRITE_LINES_MAX: usize = 256;
@@ -59,9 +58,7 @@ impl QueueWriter {
         let (queue, lines) = sync_channel(QUEUE_LINES_MAX);
         let counters = Arc::new(Counters::default());
         let written = Arc::clone(&counters);
-        thread::Builder::new()
-            .name("jump-log".into())
-            .spawn(move || write_lines(&lines, &written, output))?;
+        crate::thread::spawn("jump-log".into(), move || write_lines(&lines, &written, output))?;
         Ok(Self { queue, counters })
     }
 

@@ -4,7 +4,6 @@ use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc as blocking;
-use std::thread;
 use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, watch};
@@ -222,15 +221,13 @@ impl SinkHandle {
             .build()
             .map_err(SinkError::Thread)?;
         let worker = Worker { name: name.clone(), sink, records, counters: Arc::clone(&counters) };
-        thread::Builder::new()
-            .name(format!("jump-sink-{}", &name[..name.len().min(5)]))
-            .spawn(move || {
-                runtime.block_on(worker.run(stop));
-                let _ = finish.try_send(());
-                // A name lookup that hangs must not hold the end of the thread.
-                runtime.shutdown_background();
-            })
-            .map_err(SinkError::Thread)?;
+        crate::thread::spawn(format!("jump-sink-{}", &name[..name.len().min(5)]), move || {
+            runtime.block_on(worker.run(stop));
+            let _ = finish.try_send(());
+            // A name lookup that hangs must not hold the end of the thread.
+            runtime.shutdown_background();
+        })
+        .map_err(SinkError::Thread)?;
         let queue = SinkQueue { queue, counters: Arc::clone(&counters), bytes_max: bounds.bytes_max };
         Ok(Self { name, counters, queue: Some(queue), deadline, finished })
     }
@@ -370,9 +367,6 @@ impl<S: Deliver> Worker<S> {
                         tracing::warn!(sink = self.name, cause, "audit sink failed and will be retried");
                     }
                     failing = true;
-                    if sent > 0 {
-                        backoff = BACKOFF.0;
-                    }
                     (sent, Some(after.unwrap_or(Duration::ZERO).max(jittered(backoff)).min(BACKOFF.1)))
                 }
             };

@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc as blocking;
-use std::thread;
 use std::time::Duration;
 
 use opentelemetry_otlp::{SpanExporter, WithTonicConfig};
@@ -135,9 +134,7 @@ pub(super) fn start(config: &TraceConfig) -> Result<(SpanQueue, TraceGuard), Tra
     let counters = Arc::new(Counters::default());
     let worker =
         Worker { exporter, spans, counters: Arc::clone(&counters), timeout: config.timeout, failing: false };
-    thread::Builder::new()
-        .name("jump-traces".into())
-        .spawn(move || runtime.block_on(worker.run()))
+    crate::thread::spawn("jump-traces".into(), move || runtime.block_on(worker.run()))
         .map_err(TraceError::Thread)?;
     let counted = Arc::clone(&counters);
     metrics::before_scrape(move || {
