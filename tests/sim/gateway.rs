@@ -368,6 +368,7 @@ impl World {
         let tick = self.gateways[at].tick(self.now);
         let Some(run) = &mut self.gateways[at].run else { return };
         let mut output = Output::default();
+        run.plane.handle_authority(tick.now, holds);
         act(&mut run.plane, tick, holds, &mut output);
         self.carry(at, output);
         self.settle(at);

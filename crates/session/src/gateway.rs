@@ -445,6 +445,11 @@ impl GatewaySession {
         self.step(Event::Ended(reason), out)
     }
 
+    /// Takes off the client's silence the time in which this gateway had no authority and refused whatever came.
+    pub fn excuse(&mut self, now: Nanos, refused: Nanos) {
+        self.heard = self.heard.saturating_add(refused).min(now.max(self.heard));
+    }
+
     /// Does what is due at `now`.
     pub fn on_timeout(&mut self, now: Nanos, timing: &Timing, out: &mut Vec<Effect>) {
         if !self.forwards() {

@@ -17,7 +17,7 @@ use tokio::sync::mpsc;
 
 use super::After;
 use super::doors::Doors;
-use super::{Command, Count, DataPlane, DropReason, SharedCounters, Tick, Wire};
+use super::{Command, DataPlane, DropReason, SharedCounters, Tick, Wire};
 use crate::lease::Guard;
 
 /// Batches of one socket in a row before the others get their turn.
@@ -179,7 +179,6 @@ impl Engine {
         };
         let mut buffers = (ReceiveBuffers::new(), ReceiveBuffers::new(), TunReceiveBuffers::new());
         let mut ready = [true; 3];
-        let mut held = false;
         let mut backlogged = false;
         loop {
             // Work that no descriptor will speak of again: the poll that follows must not wait.
@@ -209,11 +208,8 @@ impl Engine {
                 // The asker may have given up waiting.
                 let _ = done.send(ages);
             }
-            let holds = guard.holds(boottime_nanos());
-            if held && !holds {
-                plane.counters_mut().add(Count::GuardTrips);
-            }
-            held = holds;
+            let now = boottime_nanos();
+            plane.handle_authority(now, guard.holds(now));
 
             plane.begin_pass(backlogged);
             backlogged = false;

@@ -185,6 +185,9 @@ pub struct DataPlane {
     sources: SourceLimiter,
     hints: Bucket,
     fairness: fair::Fairness,
+    /// Whether this node had authority when it was last said, and since when not, once it was there.
+    held: bool,
+    refusing_since: Option<Nanos>,
     /// ECN bits of the datagram at hand.
     outer_ecn: u8,
     sweep: idle::Sweep,
@@ -230,6 +233,8 @@ impl DataPlane {
             snapshot_due: None,
             hints: Bucket::default(),
             fairness: fair::Fairness::new(),
+            held: false,
+            refusing_since: None,
             outer_ecn: 0,
             sweep: idle::Sweep::default(),
             load: admission::Load::default(),
@@ -289,6 +294,22 @@ impl DataPlane {
     /// session gets much more than its share of this one.
     pub fn begin_pass(&mut self, backlogged: bool) {
         self.fairness.begin_pass(backlogged);
+    }
+
+    /// Says whether this node has the authority to forward, before anything else of a pass. The end of it is counted; when
+    /// it is back, nobody's silence of the time between counts, because whatever came was refused.
+    pub fn handle_authority(&mut self, now: Nanos, holds: bool) {
+        if std::mem::replace(&mut self.held, holds) && !holds {
+            self.counters.add(Count::GuardTrips);
+            self.refusing_since = Some(now);
+        }
+        let Some(since) = self.refusing_since.take_if(|_| holds) else { return };
+        let refused = now.saturating_sub(since);
+        for slot in 0..self.entries.slots() {
+            if let Some(Entry::Session(session)) = self.entries.at_slot(slot) {
+                session.machine.excuse(now, refused);
+            }
+        }
     }
 
     /// Does what is due.

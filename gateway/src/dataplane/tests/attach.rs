@@ -445,6 +445,27 @@ fn without_authority_records_of_a_session_are_answered_by_a_hint_and_nothing_els
 }
 
 #[test]
+fn a_session_refused_for_want_of_authority_longer_than_any_silence_is_allowed_goes_on_when_it_is_back() {
+    let mut cluster = Cluster::new();
+    let mut node = Node::new(&mut cluster, 1);
+    let mut client = Client::new(&mut cluster, 1);
+    client.attach(&mut node, session(1), 1, &[inner(1)]);
+    node.plane.handle_authority(node.now, true);
+    node.advance(30 * SECOND);
+    for _ in 0..10 {
+        node.plane.handle_authority(node.now, false);
+        node.now += 60 * SECOND;
+    }
+    node.plane.handle_authority(node.now, true);
+    assert_eq!(node.count(Count::GuardTrips), 1);
+    node.advance(0);
+    assert_eq!(node.plane.sessions_in(State::Attached), 1, "it was silent for 30 s while anybody could hear it");
+    node.plane.handle_authority(node.now, true);
+    node.advance(90 * SECOND);
+    assert_eq!(node.plane.sessions(), 0, "120 s of silence are too long, in pieces too");
+}
+
+#[test]
 fn sessions_are_counted_by_state_from_acceptance_to_end() {
     let mut cluster = Cluster::new();
     let mut node = Node::new(&mut cluster, 1);
