@@ -35,6 +35,15 @@ pub const RTT: MetricDef = MetricDef {
     labels: &[],
 };
 
+/// Its variation.
+pub const RTT_VARIATION: MetricDef = MetricDef {
+    name: "jump_client_path_rtt_variation_seconds",
+    kind: Kind::Gauge,
+    unit: Unit::Seconds,
+    help: "Mean deviation of the round trip to the owner (RFC 6298), smoothed; NaN while there is none.",
+    labels: &[],
+};
+
 /// Its jitter.
 pub const JITTER: MetricDef = MetricDef {
     name: "jump_client_path_jitter_seconds",
@@ -100,13 +109,14 @@ pub const DROPPED: MetricDef = MetricDef {
 
 /// All of them.
 pub const ALL: &[MetricDef] =
-    &[STATE, TRANSPORT, RTT, JITTER, LOSS, PATH_CHANGES, ATTACH, PACKETS, BYTES, DROPPED];
+    &[STATE, TRANSPORT, RTT, RTT_VARIATION, JITTER, LOSS, PATH_CHANGES, ATTACH, PACKETS, BYTES, DROPPED];
 
 /// Handles of what the tunnel's thread sets after every turn: an atomic store each.
 pub(crate) struct Gauges {
     states: [Gauge; State::ALL.len()],
     transports: [Gauge; Transport::ALL.len()],
     rtt: Gauge,
+    rtt_variation: Gauge,
     jitter: Gauge,
     loss_up: Gauge,
     loss_down: Gauge,
@@ -126,6 +136,7 @@ impl Gauges {
             states: State::ALL.map(|state| STATE.gauge(&[("state", state.code())])),
             transports: Transport::ALL.map(|transport| TRANSPORT.gauge(&[("transport", transport.name())])),
             rtt: RTT.gauge(&[]),
+            rtt_variation: RTT_VARIATION.gauge(&[]),
             jitter: JITTER.gauge(&[]),
             loss_up: LOSS.gauge(&up),
             loss_down: LOSS.gauge(&down),
@@ -145,6 +156,7 @@ impl Gauges {
         }
         let rtt = health.path.and_then(|path| path.rtt);
         self.rtt.set(rtt.map_or(f64::NAN, |rtt| rtt.smoothed.as_secs_f64()));
+        self.rtt_variation.set(rtt.map_or(f64::NAN, |rtt| rtt.variation.as_secs_f64()));
         self.jitter.set(rtt.map_or(f64::NAN, |rtt| rtt.jitter.as_secs_f64()));
         let loss =
             |loss: fn(&PathHealth) -> f32| health.path.as_ref().map_or(f64::NAN, |path| loss(path).into());

@@ -50,6 +50,13 @@ fn a_path_that_comes_and_goes_every_second_is_left_without_flapping() {
     let to_volatile =
         |(_, to, reason): &&(String, String, String)| to == "VOLATILE" && reason == "PATH_DEGRADED";
     assert!(chronicle.states.iter().any(|state| to_volatile(&state)), "{chronicle:#?}");
+    // The way down, and the way back up, step by step.
+    for (from, to) in [("VOLATILE", "DEGRADED"), ("DEGRADED", "VOLATILE"), ("VOLATILE", "ATTACHED")] {
+        assert!(
+            chronicle.states.iter().any(|(a, b, _)| (a.as_str(), b.as_str()) == (from, to)),
+            "{chronicle:#?}"
+        );
+    }
     assert_eq!(chronicle.paths.first().map(String::as_str), Some("tcp"), "{chronicle:#?}");
     assert_eq!(weather.probe.stop().duplicates, 0);
 }

@@ -60,6 +60,8 @@ impl Default for QuicLimits {
 #[derive(Clone)]
 pub struct Connector {
     endpoint: Endpoint,
+    mark: Option<u32>,
+    runtime: Handle,
 }
 
 impl Connector {
@@ -68,7 +70,9 @@ impl Connector {
     /// # Errors
     /// The system's error.
     pub fn rebind(&self, local: SocketAddr) -> io::Result<()> {
-        self.endpoint.rebind(UdpSocket::bind(local)?)
+        let socket = socket(local, self.mark)?;
+        let _inside = self.runtime.enter();
+        self.endpoint.rebind(socket)
     }
 }
 
@@ -94,6 +98,7 @@ pub fn connector(
     let endpoint = endpoint(local, mark, None, &runtime)?;
     let local = endpoint.local_addr()?;
     let dialling = endpoint.clone();
+    let connector = Connector { endpoint, mark, runtime: runtime.clone() };
     let dial = move |link: Link| {
         let (endpoint, config, name) = (dialling.clone(), config.clone(), name.clone());
         runtime.spawn(async move {
@@ -103,7 +108,7 @@ pub fn connector(
     };
     let exchange =
         Exchange::new(TransportKind::Quic, Some(local), limits.exchange, waker, Some(Box::new(dial)));
-    Ok((exchange, Connector { endpoint }))
+    Ok((exchange, connector))
 }
 
 /// A transport that accepts paths over QUIC at `address`. The ALPN of `tls` is replaced by ours.
@@ -136,12 +141,17 @@ fn endpoint(
     config: Option<ServerConfig>,
     runtime: &Handle,
 ) -> io::Result<Endpoint> {
+    let socket = socket(local, mark)?;
+    let _inside = runtime.enter();
+    Endpoint::new(EndpointConfig::default(), config, socket, Arc::new(TokioRuntime))
+}
+
+fn socket(local: SocketAddr, mark: Option<u32>) -> io::Result<UdpSocket> {
     let socket = UdpSocket::bind(local)?;
     if let Some(mark) = mark {
         socket2::SockRef::from(&socket).set_mark(mark)?;
     }
-    let _inside = runtime.enter();
-    Endpoint::new(EndpointConfig::default(), config, socket, Arc::new(TokioRuntime))
+    Ok(socket)
 }
 
 fn transport_config(limits: &QuicLimits) -> io::Result<Arc<TransportConfig>> {

@@ -6,6 +6,7 @@ mod fifth;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
 use jump_transport::health::TransportKind;
@@ -219,11 +220,17 @@ fn tcp_suite(tls: bool) -> Suite {
 }
 
 fn quic_suite() -> Suite {
+    quic_suite_and_connectors().0
+}
+
+/// The suite, and where the connectors of its clients appear.
+fn quic_suite_and_connectors() -> (Suite, Receiver<quic::Connector>) {
+    let (connectors, made) = channel();
     let runtime = runtime();
     let handle = runtime.handle().clone();
     let (server, client) = tls_configs();
     let other = handle.clone();
-    Suite {
+    let suite = Suite {
         server: Box::new(move || {
             let waker = waker();
             let limits = QuicLimits::default();
@@ -236,15 +243,33 @@ fn quic_suite() -> Suite {
             let waker = waker();
             let limits = QuicLimits::default();
             let name = "gateway.test".to_owned();
-            let (exchange, _) =
+            let (exchange, connector) =
                 quic::connector(loopback(), None, client.clone(), name, limits, other.clone(), waker.clone())
                     .unwrap();
+            let _ = connectors.send(connector);
             End::new(exchange, waker)
         }),
         connections: true,
         keeps_newest: false,
         _runtime: Some(runtime),
-    }
+    };
+    (suite, made)
+}
+
+#[test]
+fn a_connection_whose_client_comes_from_another_port_migrates_and_its_path_stays() {
+    let (mut suite, connectors) = quic_suite_and_connectors();
+    let (mut server, mut client, to_server, to_client) = suite.pair();
+    client.events.clear();
+
+    connectors.recv().unwrap().rebind(loopback()).unwrap();
+    assert!(client.send(to_server, b"from elsewhere"));
+    server.until_datagrams(1);
+    assert_eq!(server.seen.pop().unwrap(), (to_client, b"from elsewhere".to_vec()));
+    assert!(server.send(to_client, b"to elsewhere"));
+    client.until_datagrams(1);
+    assert_eq!(client.seen.pop().unwrap(), (to_server, b"to elsewhere".to_vec()));
+    assert!(client.events.is_empty(), "{:?}", client.events);
 }
 
 impl Suite {

@@ -10,6 +10,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use jump_crypto::record::{Content, OVERHEAD};
+use subtle::ConstantTimeEq as _;
 
 use super::detection::RoundTrip;
 use super::{Client, Event, NetworkChange, PathId, State, Trigger, sealed_frame};
@@ -264,7 +265,11 @@ impl Client {
     /// A challenge was answered on `path`.
     pub(super) fn handle_path_response(&mut self, now: Duration, path: PathId, token: [u8; 8]) {
         let Ok(next) = self.random() else { return };
-        let probe = self.ways.probes.iter_mut().find(|probe| probe.path == path && probe.token == token);
+        let probe = self
+            .ways
+            .probes
+            .iter_mut()
+            .find(|probe| probe.path == path && bool::from(probe.token.ct_eq(&token)));
         let Some(probe) = probe else {
             self.drops.unexpected += 1;
             return;

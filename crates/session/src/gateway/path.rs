@@ -2,6 +2,7 @@
 //! times what came from it until then.
 
 use jump_crypto::record::OVERHEAD;
+use subtle::ConstantTimeEq as _;
 
 use super::Nanos;
 use crate::path::Path;
@@ -71,7 +72,7 @@ impl Candidate {
 
     /// True when `token` is the one that was sent.
     pub(super) fn proves(&self, token: [u8; 8]) -> bool {
-        self.challenges > 0 && self.token == token
+        self.challenges > 0 && bool::from(self.token.ct_eq(&token))
     }
 
     /// True when the last challenge went unanswered.

@@ -197,7 +197,6 @@ impl Connection {
             received_at_nanos: self.received_at_nanos.load(Ordering::Relaxed),
             bytes_sent: self.bytes_sent.load(Ordering::Relaxed),
             bytes_received: self.bytes_received.load(Ordering::Relaxed),
-            ..Health::default()
         }
     }
 }

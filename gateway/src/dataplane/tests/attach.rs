@@ -459,7 +459,11 @@ fn a_session_refused_for_want_of_authority_longer_than_any_silence_is_allowed_go
     node.plane.handle_authority(node.now, true);
     assert_eq!(node.count(Count::GuardTrips), 1);
     node.advance(0);
-    assert_eq!(node.plane.sessions_in(State::Attached), 1, "it was silent for 30 s while anybody could hear it");
+    assert_eq!(
+        node.plane.sessions_in(State::Attached),
+        1,
+        "it was silent for 30 s while anybody could hear it"
+    );
     node.plane.handle_authority(node.now, true);
     node.advance(90 * SECOND);
     assert_eq!(node.plane.sessions(), 0, "120 s of silence are too long, in pieces too");

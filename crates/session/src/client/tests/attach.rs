@@ -334,14 +334,25 @@ fn every_try_of_a_birth_names_the_same_attempt() {
 
 #[test]
 fn a_device_that_changes_its_network_asks_on_a_new_port_under_the_same_keys() {
+    asks_on_a_new_port(NetworkChange::Changed, Reason::NetworkChanged);
+}
+
+#[test]
+fn a_device_that_was_suspended_asks_on_a_new_port_at_once_and_says_why() {
+    asks_on_a_new_port(NetworkChange::Resumed, Reason::Resumed);
+}
+
+fn asks_on_a_new_port(change: NetworkChange, why: Reason) {
     let mut world = World::attached(2, 21);
     let owner = world.owner();
     let pings = world.gateways[owner].frames.len();
     let before: Vec<_> = world.paths.keys().copied().collect();
     let now = world.clock();
-    world.client.handle_network_change(now, NetworkChange::Changed);
+    world.client.handle_network_change(now, change);
     world.settle();
     world.run(MS * 50);
+    let told = |event: &Event| matches!(event, Event::PathChanged { reason, .. } if *reason == why);
+    assert!(world.events.iter().any(|(_, event)| told(event)));
     assert!(matches!(world.gateways[owner].frames[pings..], [Frame::MtuProbe { .. }]));
     assert_eq!(world.client.status().epoch, Epoch(1));
     assert!(world.upload(b"on the new path"));
