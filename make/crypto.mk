@@ -10,7 +10,8 @@ crypto-vectors: ## Checks the crypto test vectors with an independent implementa
 	@python3 scripts/check-crypto-vectors.py
 
 crypto-fixtures: ## Writes the published vectors and the seeds of the fuzz corpus anew, after a change of the protocol
-	$(CARGO) test --locked -p jump-crypto --test vectors --test corpus -- --ignored write_the
+	$(CARGO) test --locked -p jump-crypto --test vectors -- --ignored write_the
+	JUMP_WRITE_CORPUS=1 $(CARGO) test --locked -p jump-crypto --test corpus
 
 crypto-model: ## Verifies the symbolic model of handshake and attach with Verifpal (builds it on first use)
 	@scripts/crypto-model.sh
@@ -19,4 +20,4 @@ crypto-mutants: ## Breaks the crypto module in many places, one at a time; every
 	@nice scripts/crypto-mutants.py
 
 fuzz-crypto: ## Runs the crypto fuzz targets for ten minutes each, on stable (mutations of the committed corpus)
-	$(CARGO) test --locked -p jump-crypto --test corpus -- --include-ignored --skip write_the --nocapture
+	JUMP_FUZZ_SECONDS=600 $(CARGO) test --locked -p jump-crypto --test corpus -- --nocapture

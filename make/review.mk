@@ -23,7 +23,7 @@ fuzz-smoke: ## Replays every corpus and mutates it for a few seconds per target,
 	$(CARGO) test --locked -p jump-gateway --lib fuzz
 
 fuzz-long: ## Mutates every corpus for FUZZ_SECONDS per target, on stable
-	JUMP_FUZZ_SECONDS=$(FUZZ_SECONDS) $(CARGO) test --locked -p jump-session -p jump-proto --test corpus -- --nocapture
+	JUMP_FUZZ_SECONDS=$(FUZZ_SECONDS) $(CARGO) test --locked -p jump-crypto -p jump-session -p jump-proto --test corpus -- --nocapture
 	JUMP_FUZZ_SECONDS=$(FUZZ_SECONDS) $(CARGO) test --locked -p jump-gateway --lib fuzz -- --nocapture
 
 test-replay: ## Replays captures of every phase TRIALS times, whole, in part, reordered, across sessions and nodes

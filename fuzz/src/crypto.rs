@@ -2,6 +2,7 @@
 //! committed corpus and over mutations of it.
 
 use std::net::SocketAddr;
+use std::sync::LazyLock;
 
 use jump_crypto::certificate::{NodeCertificate, NodeClaims, NodeSigner};
 use jump_crypto::cookie::{Admission, Gate, ReattachHint, open_cookie_reply};
@@ -19,28 +20,9 @@ const NOW: u64 = 1_800_000_000;
 const CLIENT: ReceiverIndex = ReceiverIndex(0x0102_0304);
 const GATEWAY: ReceiverIndex = ReceiverIndex(0x0010_0001);
 
-/// One target: its name, its function, and well-formed inputs to begin from.
-pub(crate) struct Target {
-    /// The name of the corpus directory and of the cargo-fuzz target.
-    pub(crate) name: &'static str,
-    /// Runs one input; panics when something must not be.
-    pub(crate) run: fn(&[u8]),
-    /// Inputs that get past the first checks.
-    pub(crate) seeds: fn() -> Vec<Vec<u8>>,
-}
-
-/// Every target.
-pub(crate) const TARGETS: [Target; 5] = [
-    Target { name: "crypto_attach_init", run: attach_init, seeds: attach_init_seeds },
-    Target { name: "crypto_attach_reply", run: attach_reply, seeds: attach_reply_seeds },
-    Target { name: "crypto_record", run: record, seeds: record_seeds },
-    Target { name: "crypto_statement", run: statement, seeds: statement_seeds },
-    Target { name: "crypto_gate", run: gate, seeds: gate_seeds },
-];
-
 /// A gateway reads an AttachInit.
 pub(crate) fn attach_init(input: &[u8]) {
-    let world = World::new();
+    let world = &*WORLD;
     let gate = Gate::new(&world.cluster);
     let admitted = gate.admit(input, source(), NOW);
     let mut out = [0; REPLY_LEN_MAX];
@@ -57,14 +39,14 @@ pub(crate) fn attach_init(input: &[u8]) {
     }
 }
 
-fn attach_init_seeds() -> Vec<Vec<u8>> {
-    let world = World::new();
+pub(crate) fn attach_init_seeds() -> Vec<Vec<u8>> {
+    let world = &*WORLD;
     Suite::ALL.map(|suite| world.start(suite).1).to_vec()
 }
 
 /// A client reads an AttachReply; whatever it was, the true reply still counts afterwards.
 pub(crate) fn attach_reply(input: &[u8]) {
-    let world = World::new();
+    let world = &*WORLD;
     // The client's own suite is that of the reply, so that mutations get past the header in both kinds.
     let hybrid = input.get(2).is_some_and(|suite| *suite == Suite::HybridChaChaPolyBlake2s as u8);
     let (mut initiation, init) = world.start(Suite::ChaChaPolyBlake2s.with_hybrid(hybrid));
@@ -75,8 +57,8 @@ pub(crate) fn attach_reply(input: &[u8]) {
     }
 }
 
-fn attach_reply_seeds() -> Vec<Vec<u8>> {
-    let world = World::new();
+pub(crate) fn attach_reply_seeds() -> Vec<Vec<u8>> {
+    let world = &*WORLD;
     [false, true]
         .map(|hybrid| world.answer(&world.start(Suite::ChaChaPolyBlake2s.with_hybrid(hybrid)).1).0)
         .to_vec()
@@ -84,7 +66,7 @@ fn attach_reply_seeds() -> Vec<Vec<u8>> {
 
 /// A gateway opens records: each input byte string is one datagram, behind its length.
 pub(crate) fn record(input: &[u8]) {
-    let (mut client, mut gateway) = World::new().established();
+    let (mut client, mut gateway) = WORLD.established();
     let genuine: Vec<_> = (0..3).map(|_| sealed(&mut client)).collect();
     let mut accepted = Vec::new();
     let mut rest = input;
@@ -101,8 +83,8 @@ pub(crate) fn record(input: &[u8]) {
     }
 }
 
-fn record_seeds() -> Vec<Vec<u8>> {
-    let (mut client, _) = World::new().established();
+pub(crate) fn record_seeds() -> Vec<Vec<u8>> {
+    let (mut client, _) = WORLD.established();
     let records: Vec<_> = (0..3).map(|_| sealed(&mut client)).collect();
     let sequence = |order: &[usize]| {
         let framed = |at: &usize| [&[records[*at].len() as u8][..], &records[*at]].concat();
@@ -113,12 +95,13 @@ fn record_seeds() -> Vec<Vec<u8>> {
 
 /// A client parses a node certificate, a grant and a key set.
 pub(crate) fn statement(input: &[u8]) {
-    let world = World::new();
-    let genuine = statement_seeds();
+    let world = &*WORLD;
+    static GENUINE: LazyLock<Vec<Vec<u8>>> = LazyLock::new(statement_seeds);
+    let genuine = &*GENUINE;
     for (parsed, holds) in [
-        (NodeCertificate::parse(input).map(|it| it.as_bytes().to_vec()), certificate_holds(&world, input)),
-        (Grant::parse(input).map(|it| it.as_bytes().to_vec()), grant_holds(&world, input)),
-        (KeySet::parse(input).map(|it| it.as_bytes().to_vec()), key_set_holds(&world, input)),
+        (NodeCertificate::parse(input).map(|it| it.as_bytes().to_vec()), certificate_holds(world, input)),
+        (Grant::parse(input).map(|it| it.as_bytes().to_vec()), grant_holds(world, input)),
+        (KeySet::parse(input).map(|it| it.as_bytes().to_vec()), key_set_holds(world, input)),
     ] {
         assert!(parsed.is_err() || parsed.as_deref() == Ok(input), "the encoding is not the only one");
         assert!(!holds || genuine.iter().any(|seed| seed == input), "a forged statement was accepted");
@@ -137,8 +120,8 @@ fn key_set_holds(world: &World, input: &[u8]) -> bool {
     KeySet::parse(input).and_then(|it| it.open(&world.verifier(), 0)).is_ok()
 }
 
-fn statement_seeds() -> Vec<Vec<u8>> {
-    let world = World::new();
+pub(crate) fn statement_seeds() -> Vec<Vec<u8>> {
+    let world = &*WORLD;
     let claims = jump_crypto::grant::GrantClaims {
         handshake_hash: [1; 32],
         session: jump_crypto::ids::SessionId::from_bytes([2; 16]),
@@ -163,10 +146,11 @@ fn statement_seeds() -> Vec<Vec<u8>> {
 
 /// A client reads what comes without a session: cookie replies and hints.
 pub(crate) fn gate(input: &[u8]) {
-    let world = World::new();
+    let world = &*WORLD;
     let gate = Gate::new(&world.cluster);
     let (_, init) = world.start(Suite::ChaChaPolyBlake2s);
-    let genuine = gate_seeds();
+    static GENUINE: LazyLock<Vec<Vec<u8>>> = LazyLock::new(gate_seeds);
+    let genuine = &*GENUINE;
     if open_cookie_reply(&world.cluster.public(), &init, input).is_some() {
         assert_eq!(input, genuine[0], "a forged cookie reply was opened");
     }
@@ -175,14 +159,17 @@ pub(crate) fn gate(input: &[u8]) {
     }
 }
 
-fn gate_seeds() -> Vec<Vec<u8>> {
-    let world = World::new();
+pub(crate) fn gate_seeds() -> Vec<Vec<u8>> {
+    let world = &*WORLD;
     let gate = Gate::new(&world.cluster);
     let (_, init) = world.start(Suite::ChaChaPolyBlake2s);
     let mut reply = [0; jump_crypto::cookie::COOKIE_REPLY_LEN];
     gate.cookie_reply(&init, source(), NOW, [1; 16], &mut reply).expect("a well-formed message");
     vec![reply.to_vec(), gate.hint_datagram(GATEWAY).to_vec()]
 }
+
+/// Made once: an input must not pay for its keys.
+static WORLD: LazyLock<World> = LazyLock::new(World::new);
 
 struct World {
     device: DeviceSecret,
