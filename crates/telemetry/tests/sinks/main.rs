@@ -4,5 +4,7 @@ mod broken;
 mod files;
 mod http;
 mod otlp;
+mod sandbox;
+
 mod support;
 mod syslog;
