@@ -39,6 +39,7 @@ def merged(base: dict, over: dict) -> dict:
 def given_secrets(values: dict) -> set[str]:
     """Secrets that the operator brings."""
     names = {v for k, v in values.get("tls", {}).items() if k.startswith("existing")}
+    names |= set(values.get("audit", {}).get("secrets", []))
     return names | {values.get("store", {}).get("external", {}).get("existingSecret", "")}
 
 

@@ -5,6 +5,5 @@ mod files;
 mod http;
 mod otlp;
 mod sandbox;
-
 mod support;
 mod syslog;
