@@ -119,9 +119,20 @@ $tun --entrypoint sh "$IMAGE-gateway:$TAG" -c 'nft -f /usr/share/jumping-vpn/mas
 $tun --entrypoint sh "$IMAGE-gateway:$TAG" -c 'nft -f /usr/share/jumping-vpn/masquerade.nft; nft -f /usr/share/jumping-vpn/masquerade.nft' ||
     fail "the masquerade rules do not load twice"
 if $tun --user 65532 "$IMAGE-gateway:$TAG" run --node gw1 >/dev/null 2>&1; then fail "a gateway without settings runs"; fi
-if docker run --rm --network none --entrypoint jump-control "$IMAGE-control:$TAG" --help | grep -q doctor; then
-    $bare "$IMAGE-control:$TAG" doctor --help >/dev/null || fail "doctor does not answer"
-fi
+# finds WHAT CHECKS COMMAND...: the doctor finds these things fine, and says that settings or the enrolment are missing.
+finds() {
+    what=$1 checks=$2
+    shift 2
+    if report=$("$@" 2>&1); then fail "the doctor of $what misses nothing: $report"; fi
+    for check in $checks; do
+        printf '%s' "$report" | grep -q "\"check\":\"$check\",\"level\":\"fine\"" || fail "the doctor of $what on $check: $report"
+    done
+}
+finds control "entropy" $bare "$IMAGE-control:$TAG" doctor --json
+finds "the gateway" "tun net-admin udp-offload entropy" $tun "$IMAGE-gateway:$TAG" doctor --json
+finds "the client" "tun net-admin udp-offload entropy" $tun "$IMAGE-client:$TAG" --output json doctor
+confined="$tun --security-opt no-new-privileges --security-opt seccomp=deploy/seccomp/jump-gateway.json"
+finds "the gateway under its seccomp profile" "tun net-admin udp-offload entropy" $confined "$IMAGE-gateway:$TAG" doctor --json
 
 # --- The whole cluster ----------------------------------------------------------------------------------------------------------
 say "bringing up deploy/compose.yaml"
@@ -140,6 +151,14 @@ until_true() {
 attached() { ask jump status --output json | grep -q '"state":"\(ATTACHED\|attached\)"'; }
 until_true 180 "the device is attached" attached
 session=$(ask jump status --output json | sed -n 's/.*"session_id":"\([^"]*\)".*/\1/p')
+# In the cluster, with the settings of the running program, nothing is missing.
+examined() {
+    docker-compose exec -T "$1" sh -c 'set -- $(tr "\0" " " </proc/1/cmdline); program=$1; shift 2; exec "$program" doctor "$@"' >"$WORK/doctor.log" 2>&1 ||
+        { cat "$WORK/doctor.log" >&2; fail "the doctor of $1 finds a problem"; }
+}
+examined control-1
+examined gateway-1
+ask jump doctor >"$WORK/doctor.log" 2>&1 || { cat "$WORK/doctor.log" >&2; fail "the doctor of the device finds a problem"; }
 owner() { ask jumpctl ownership get "$session" --output json | sed -n 's/.*"node_id":"\([^"]*\)".*/\1/p'; }
 first=$(owner)
 say "attached; session $session belongs to $first"
