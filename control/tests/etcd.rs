@@ -311,8 +311,18 @@ async fn tls_with_client_certificates_and_a_password_are_needed_and_suffice() {
     admin.user_add("root", "secret", None).await.unwrap();
     admin.role_add("root").await.unwrap();
     admin.user_grant_role("root", "root").await.unwrap();
+    admin.user_add("control", "word", None).await.unwrap();
+    admin.role_add("jump").await.unwrap();
+    let whole = etcd_client::Permission::read_write("/jump/").with_prefix();
+    admin.role_grant_permission("jump", whole).await.unwrap();
+    admin.user_grant_role("control", "jump").await.unwrap();
     admin.auth_enable().await.unwrap();
     let with = |password: &str| EtcdConfig { user: Some(("root".into(), password.into())), ..config.clone() };
+    // Inspection needs no administrator.
+    let control = EtcdConfig { user: Some(("control".into(), "word".into())), ..config.clone() };
+    let seen = inspect(&control).await.remove(0).member.unwrap();
+    assert_eq!((seen.errors, seen.largest_request), (vec![], Ok(())));
+    assert!(inspect(&with("guess")).await[0].member.is_err());
     assert!(matches!(EtcdStore::connect(with("guess")).await, Err(StoreError::Refused(_))));
     let store = cluster.connect(&with("secret")).await;
     let _ = store.commit(put("a", "2")).await.unwrap();
