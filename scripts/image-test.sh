@@ -135,6 +135,15 @@ confined="$tun --security-opt no-new-privileges --security-opt seccomp=deploy/se
 finds "the gateway under its seccomp profile" "tun net-admin udp-offload entropy" $confined "$IMAGE-gateway:$TAG" doctor --json
 
 # --- The whole cluster ----------------------------------------------------------------------------------------------------------
+# The gateways under their seccomp profile: what it lacks stops them here.
+cat >"$WORK/confined.yaml" <<'CONFINED'
+version: "3.4"
+services:
+  gateway-1: &confined
+    security_opt: ["no-new-privileges:true", "seccomp:deploy/seccomp/jump-gateway.json"]
+  gateway-2: *confined
+CONFINED
+COMPOSE_FILE=$COMPOSE_FILE:$WORK/confined.yaml
 say "bringing up deploy/compose.yaml"
 docker-compose up -d >"$WORK/compose.log" 2>&1 || { cat "$WORK/compose.log" >&2; fail "compose does not come up"; }
 ask() { docker-compose exec -T device "$@"; }
@@ -158,6 +167,8 @@ examined() {
 }
 examined control-1
 examined gateway-1
+# 2 is "filtered"; the worker inherits it from its supervisor.
+docker-compose exec -T gateway-1 grep -q '^Seccomp:[[:space:]]*2$' /proc/1/status || fail "gateway-1 runs without a seccomp filter"
 ask jump doctor >"$WORK/doctor.log" 2>&1 || { cat "$WORK/doctor.log" >&2; fail "the doctor of the device finds a problem"; }
 owner() { ask jumpctl ownership get "$session" --output json | sed -n 's/.*"node_id":"\([^"]*\)".*/\1/p'; }
 first=$(owner)
