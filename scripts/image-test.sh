@@ -119,11 +119,31 @@ $tun --entrypoint sh "$IMAGE-gateway:$TAG" -c 'nft -f /usr/share/jumping-vpn/mas
 $tun --entrypoint sh "$IMAGE-gateway:$TAG" -c 'nft -f /usr/share/jumping-vpn/masquerade.nft; nft -f /usr/share/jumping-vpn/masquerade.nft' ||
     fail "the masquerade rules do not load twice"
 if $tun --user 65532 "$IMAGE-gateway:$TAG" run --node gw1 >/dev/null 2>&1; then fail "a gateway without settings runs"; fi
-if docker run --rm --network none --entrypoint jump-control "$IMAGE-control:$TAG" --help | grep -q doctor; then
-    $bare "$IMAGE-control:$TAG" doctor --help >/dev/null || fail "doctor does not answer"
-fi
+# finds WHAT CHECKS COMMAND...: the doctor finds these things fine, and says that settings or the enrolment are missing.
+finds() {
+    what=$1 checks=$2
+    shift 2
+    if report=$("$@" 2>&1); then fail "the doctor of $what misses nothing: $report"; fi
+    for check in $checks; do
+        printf '%s' "$report" | grep -q "\"check\":\"$check\",\"level\":\"fine\"" || fail "the doctor of $what on $check: $report"
+    done
+}
+finds control "entropy" $bare "$IMAGE-control:$TAG" doctor --json
+finds "the gateway" "tun net-admin udp-offload entropy" $tun "$IMAGE-gateway:$TAG" doctor --json
+finds "the client" "tun net-admin udp-offload entropy" $tun "$IMAGE-client:$TAG" --output json doctor
+confined="$tun --security-opt no-new-privileges --security-opt seccomp=deploy/seccomp/jump-gateway.json"
+finds "the gateway under its seccomp profile" "tun net-admin udp-offload entropy" $confined "$IMAGE-gateway:$TAG" doctor --json
 
 # --- The whole cluster ----------------------------------------------------------------------------------------------------------
+# The gateways under their seccomp profile: what it lacks stops them here.
+cat >"$WORK/confined.yaml" <<'CONFINED'
+version: "3.4"
+services:
+  gateway-1: &confined
+    security_opt: ["no-new-privileges:true", "seccomp:deploy/seccomp/jump-gateway.json"]
+  gateway-2: *confined
+CONFINED
+COMPOSE_FILE=$COMPOSE_FILE:$WORK/confined.yaml
 say "bringing up deploy/compose.yaml"
 docker-compose up -d >"$WORK/compose.log" 2>&1 || { cat "$WORK/compose.log" >&2; fail "compose does not come up"; }
 ask() { docker-compose exec -T device "$@"; }
@@ -140,6 +160,16 @@ until_true() {
 attached() { ask jump status --output json | grep -q '"state":"\(ATTACHED\|attached\)"'; }
 until_true 180 "the device is attached" attached
 session=$(ask jump status --output json | sed -n 's/.*"session_id":"\([^"]*\)".*/\1/p')
+# In the cluster, with the settings of the running program, nothing is missing.
+examined() {
+    docker-compose exec -T "$1" sh -c 'set -- $(tr "\0" " " </proc/1/cmdline); program=$1; shift 2; exec "$program" doctor "$@"' >"$WORK/doctor.log" 2>&1 ||
+        { cat "$WORK/doctor.log" >&2; fail "the doctor of $1 finds a problem"; }
+}
+examined control-1
+examined gateway-1
+# 2 is "filtered"; the worker inherits it from its supervisor.
+docker-compose exec -T gateway-1 grep -q '^Seccomp:[[:space:]]*2$' /proc/1/status || fail "gateway-1 runs without a seccomp filter"
+ask jump doctor >"$WORK/doctor.log" 2>&1 || { cat "$WORK/doctor.log" >&2; fail "the doctor of the device finds a problem"; }
 owner() { ask jumpctl ownership get "$session" --output json | sed -n 's/.*"node_id":"\([^"]*\)".*/\1/p'; }
 first=$(owner)
 say "attached; session $session belongs to $first"

@@ -10,11 +10,11 @@
 #   callgrind valgrind, for instruction counts
 #   etcd      the etcd server of the three-node store, and etcdctl
 #   embedded  nothing (the store is part of jump-control)
-#   test      packet capture, for checks that a paused gateway forwards nothing; the syslog server of the audit tests
+#   test      packet capture, for checks that a paused gateway forwards nothing; the syslog server of the audit tests; strace
 #   egress    the routing daemon of the egress demo
 #   images    a container engine, and what makes base images without a registry
 #   helm      Python's virtual environments, for the chart's test
-#   observability  the syslog server, and promtool for the alert rules
+#   observability  the syslog server, strace, and promtool for the alert rules
 set -eu
 
 packages=""
@@ -73,6 +73,7 @@ for group in "$@"; do
         test)
             need tcpdump command -v tcpdump
             need nftables command -v nft
+            need strace command -v strace
             need_syslog
             ;;
         egress)
@@ -90,6 +91,7 @@ for group in "$@"; do
             ;;
         observability)
             need nftables command -v nft
+            need strace command -v strace
             need_syslog
             need prometheus command -v promtool
             ;;

@@ -6,6 +6,10 @@ use jump_doctor::{Finding, Report, file, host};
 
 use crate::clock;
 use crate::config::{Config, StoreConfig};
+use crate::serve;
+use crate::store::etcd::{self as store, EtcdConfig};
+
+mod etcd;
 
 /// The release that the wall clock must not lie before: 2026-01-01.
 const RELEASED: u64 = 1_767_225_600;
@@ -13,7 +17,10 @@ const RELEASED: u64 = 1_767_225_600;
 const STORE_ROOM: u64 = 256 << 20;
 const MAKE: &str = "jump-control pki issue --role control --name NAME --host HOST";
 
-/// Looks at the machine, and at the settings unless they cannot be read. Blocks while it tries etcd's addresses.
+/// Looks at the machine, and at the settings unless they cannot be read. Blocks while it asks etcd's members.
+///
+/// # Panics
+/// Inside an asynchronous runtime: it brings one of its own.
 pub fn examine(config: Result<Config, String>) -> Report {
     let mut report = Report::default();
     let now = clock::unix_seconds();
@@ -78,9 +85,22 @@ fn examine_store(store: &StoreConfig, now: u64, report: &mut Report) {
                 report.push(host::room("store-room", &directory, STORE_ROOM));
             }
         }
-        StoreConfig::Etcd { endpoints, ca, identity, user, keepalive_interval: _ } => {
-            for endpoint in endpoints {
-                report.push(host::reachable("store", endpoint));
+        StoreConfig::Etcd { endpoints, ca, identity, user, keepalive_interval } => {
+            let config = serve::etcd_config(
+                endpoints,
+                ca.as_deref(),
+                identity.as_ref(),
+                user.as_ref(),
+                *keepalive_interval,
+            );
+            match config {
+                Ok(config) => report.findings.extend(ask(&config)),
+                // A file cannot be read: which one, is said below.
+                Err(_) => {
+                    report
+                        .findings
+                        .extend(endpoints.iter().map(|endpoint| host::reachable("store", endpoint)));
+                }
             }
             report.push(members(endpoints.len()));
             report.push(match (ca, endpoints.iter().all(|endpoint| endpoint.starts_with("https://"))) {
@@ -110,6 +130,17 @@ fn examine_store(store: &StoreConfig, now: u64, report: &mut Report) {
             if let Some((_, password)) = user {
                 report.push(file::secret("store-password", password, "write the password to this file"));
             }
+        }
+    }
+}
+
+/// Asks the members of etcd.
+fn ask(config: &EtcdConfig) -> Vec<Finding> {
+    match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => etcd::judge(&runtime.block_on(store::inspect(config))),
+        Err(error) => {
+            let seen = format!("etcd cannot be asked: {error}");
+            vec![Finding::problem("store", seen, "raise the limit of open files")]
         }
     }
 }

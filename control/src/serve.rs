@@ -381,36 +381,44 @@ async fn open_store(config: &StoreConfig) -> Result<SharedStore, ServeError> {
             Ok(Arc::new(store))
         }
         StoreConfig::Etcd { endpoints, ca, identity, user, keepalive_interval } => {
-            let tls = match ca {
-                Some(ca) => Some(EtcdTls {
-                    ca: read("the CA of etcd", ca)?,
-                    identity: match identity {
-                        Some((cert, key)) => {
-                            Some((read("the certificate for etcd", cert)?, read("the key for etcd", key)?))
-                        }
-                        None => None,
-                    },
-                }),
-                None => None,
-            };
-            let user = match user {
-                Some((name, file)) => {
-                    Some((name.clone(), read("the etcd password", file)?.trim_end().to_owned()))
-                }
-                None => None,
-            };
-            let config = EtcdConfig {
-                tls,
-                user,
-                keepalive_interval: *keepalive_interval,
-                ..EtcdConfig::new(endpoints.clone())
-            };
+            let config =
+                etcd_config(endpoints, ca.as_deref(), identity.as_ref(), user.as_ref(), *keepalive_interval)?;
             let advice = "start etcd, or correct store.endpoints, store.ca and the network between";
             let store =
                 EtcdStore::connect(config).await.map_err(|error| ServeError::Store { error, advice })?;
             Ok(Arc::new(GroupCommit::new(store)))
         }
     }
+}
+
+/// How to reach etcd, with what its files hold.
+///
+/// # Errors
+/// [`ServeError`] for a file that cannot be read.
+pub(crate) fn etcd_config(
+    endpoints: &[String],
+    ca: Option<&Path>,
+    identity: Option<&(PathBuf, PathBuf)>,
+    user: Option<&(String, PathBuf)>,
+    keepalive_interval: Duration,
+) -> Result<EtcdConfig, ServeError> {
+    let tls = match ca {
+        Some(ca) => Some(EtcdTls {
+            ca: read("the CA of etcd", ca)?,
+            identity: match identity {
+                Some((cert, key)) => {
+                    Some((read("the certificate for etcd", cert)?, read("the key for etcd", key)?))
+                }
+                None => None,
+            },
+        }),
+        None => None,
+    };
+    let user = match user {
+        Some((name, file)) => Some((name.clone(), read("the etcd password", file)?.trim_end().to_owned())),
+        None => None,
+    };
+    Ok(EtcdConfig { tls, user, keepalive_interval, ..EtcdConfig::new(endpoints.to_vec()) })
 }
 
 /// The store's file; a directory holds it under a fixed name. Its directory is made if it does not exist.

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use futures::StreamExt as _;
 use jump_control::pki::{Pair, Subject, make_ca, make_certificate};
-use jump_control::store::etcd::{EtcdConfig, EtcdTls};
+use jump_control::store::etcd::{EtcdConfig, EtcdTls, MemberStatus, inspect};
 use jump_control::store::{
     Compare, EtcdStore, Event, GroupCommit, LeaseId, Op, Outcome, Store, StoreError, Txn,
 };
@@ -311,8 +311,18 @@ async fn tls_with_client_certificates_and_a_password_are_needed_and_suffice() {
     admin.user_add("root", "secret", None).await.unwrap();
     admin.role_add("root").await.unwrap();
     admin.user_grant_role("root", "root").await.unwrap();
+    admin.user_add("control", "word", None).await.unwrap();
+    admin.role_add("jump").await.unwrap();
+    let whole = etcd_client::Permission::read_write("/jump/").with_prefix();
+    admin.role_grant_permission("jump", whole).await.unwrap();
+    admin.user_grant_role("control", "jump").await.unwrap();
     admin.auth_enable().await.unwrap();
     let with = |password: &str| EtcdConfig { user: Some(("root".into(), password.into())), ..config.clone() };
+    // Inspection needs no administrator.
+    let control = EtcdConfig { user: Some(("control".into(), "word".into())), ..config.clone() };
+    let seen = inspect(&control).await.remove(0).member.unwrap();
+    assert_eq!((seen.errors, seen.largest_request), (vec![], Ok(())));
+    assert!(inspect(&with("guess")).await[0].member.is_err());
     assert!(matches!(EtcdStore::connect(with("guess")).await, Err(StoreError::Refused(_))));
     let store = cluster.connect(&with("secret")).await;
     let _ = store.commit(put("a", "2")).await.unwrap();
@@ -342,6 +352,8 @@ async fn a_full_etcd_says_what_to_do_still_reads_and_takes_writes_again_once_tha
     for advice in ["compact", "defragment", "etcdctl alarm disarm"] {
         assert!(text.contains(advice), "{text:?} does not say to {advice}");
     }
+    let seen = inspect(&cluster.config(&[0])).await.remove(0).member.unwrap();
+    assert!(seen.errors.iter().any(|error| error.contains("NOSPACE")), "{seen:?}");
     let snapshot = store.read(&["filler".to_owned()]).await.unwrap();
     assert!(snapshot.values[0].is_some());
     let mut admin = etcd_client::Client::connect([cluster.endpoint(0)], None).await.unwrap();
@@ -355,4 +367,45 @@ async fn a_full_etcd_says_what_to_do_still_reads_and_takes_writes_again_once_tha
         admin.alarm(etcd_client::AlarmAction::Deactivate, alarm, Some(options)).await.unwrap();
     }
     let _ = store.commit(put("after", "1")).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn inspection_tells_members_that_answer_from_those_that_do_not_and_a_lost_leader() {
+    let mut cluster = Cluster::start(3);
+    let config = cluster.config(&[0, 1, 2]);
+    let _ = cluster.connect(&config).await;
+    let leader = cluster.leader().await;
+    // Two followers, so that nobody is elected meanwhile.
+    let (gone, left) = ((leader + 1) % 3, (leader + 2) % 3);
+    cluster.kill(gone);
+    let seen: Vec<_> = inspect(&config).await.into_iter().map(|one| one.member).collect();
+    assert!(seen[gone].is_err(), "{seen:?}");
+    let answered: Vec<&MemberStatus> = seen.iter().filter_map(|member| member.as_ref().ok()).collect();
+    assert_eq!(answered.len(), 2, "{seen:?}");
+    assert_eq!(answered[0].cluster, answered[1].cluster);
+    for member in answered {
+        assert!(member.version.starts_with("3.") && member.file_bytes >= member.used_bytes, "{member:?}");
+        assert_eq!((&member.errors, &member.largest_request), (&vec![], &Ok(())));
+    }
+    cluster.kill(leader);
+    // The last one hears of no leader within an election.
+    let lost = async {
+        loop {
+            match &inspect(&cluster.config(&[left])).await[0].member {
+                Ok(member) if !member.has_leader => break,
+                Ok(_) | Err(_) => {}
+            }
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), lost).await.expect("a lonely member still tells of itself");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn inspection_finds_a_bound_on_operations_that_is_too_low() {
+    let bound = ["--max-txn-ops".to_owned(), "100".to_owned()];
+    let cluster = Cluster::start_with(1, "http", bound.to_vec(), None);
+    let _ = cluster.connect(&cluster.config(&[0])).await;
+    let seen = inspect(&cluster.config(&[0])).await.remove(0).member.unwrap();
+    let refusal = seen.largest_request.expect_err("120 operations are more than 100");
+    assert!(refusal.contains("too many operations"), "{refusal}");
 }

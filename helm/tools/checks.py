@@ -214,6 +214,8 @@ def references(document: dict, release: Release):
     claims = {c["metadata"]["name"] for c in document["spec"].get("volumeClaimTemplates", [])}
     volumes = {v["name"]: v for v in spec.get("volumes", [])}
     mounted = {m["name"] for c in containers(template) for m in c.get("volumeMounts", [])}
+    for path in sorted(twice_mounted(template)):
+        yield f"two volumes are mounted as {path}"
     for missing in mounted - claims - volumes.keys():
         yield f"volume {missing} does not exist"
     for unused in (claims | volumes.keys()) - mounted:
@@ -228,6 +230,12 @@ def references(document: dict, release: Release):
     for container in containers(template):
         if not re.fullmatch(r"[^\s:@]+(:[0-9]+/[^\s:@]+)?(:[\w.-]+|@sha256:[0-9a-f]{64})", container["image"]):
             yield f"image {container['image']!r} has neither tag nor digest"
+
+
+def twice_mounted(template: dict) -> set[str]:
+    """Paths at which one container mounts more than one volume."""
+    paths = [[m["mountPath"] for m in c.get("volumeMounts", [])] for c in containers(template)]
+    return {path for own in paths for path in own if own.count(path) > 1}
 
 
 def privileges(document: dict, _release: Release):
@@ -246,6 +254,9 @@ def privileges(document: dict, _release: Release):
         context = container.get("securityContext", {})
         capabilities = context.get("capabilities", {})
         added = set(capabilities.get("add", []))
+        seccomp = context.get("seccompProfile", {"type": "RuntimeDefault"})
+        if not (seccomp["type"] == "RuntimeDefault" or seccomp["type"] == "Localhost" and seccomp.get("localhostProfile")):
+            yield f"{container['name']} has no seccomp profile"
         if context.get("privileged") or context.get("allowPrivilegeEscalation") is not False:
             yield f"{container['name']} may gain privileges"
         if capabilities.get("drop") != ["ALL"] or not added <= CAPABILITIES.get(part, set()):

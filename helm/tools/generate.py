@@ -49,6 +49,18 @@ CONSTRAINTS = {
     "gateway.transports.tcp.servicePort": {"minimum": 0, "maximum": 65535},
     "gateway.transports.tls.servicePort": {"minimum": 0, "maximum": 65535},
     "gateway.transports.quic.servicePort": {"minimum": 0, "maximum": 65535},
+    "audit.sinks": {
+        "items": {
+            "type": "object",
+            "required": ["kind", "name"],
+            "properties": {
+                "kind": {"enum": ["file", "syslog", "otlp", "http"]},
+                "name": {"type": "string", "pattern": "^[a-z0-9-]{1,32}$"},
+            },
+        }
+    },
+    "audit.volume.kind": {"enum": ["none", "emptyDir", "claim"]},
+    "audit.volume.sizeLimitMiB": {"minimum": 1},
     "logFormat": {"enum": ["json", "human"]},
 }
 # Objects whose keys belong to Kubernetes or to the operator.

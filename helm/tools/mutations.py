@@ -40,6 +40,13 @@ MUTATIONS = {
     "a capability where none belongs": lambda d: _container(d, part="control")["securityContext"]["capabilities"].update(
         add=["NET_ADMIN"]
     ),
+    "a container without a seccomp profile": lambda d: _container(d)["securityContext"].update(
+        seccompProfile={"type": "Unconfined"}
+    ),
+    "a seccomp profile without a path": lambda d: _container(d)["securityContext"].update(
+        seccompProfile={"type": "Localhost"}
+    ),
+    "two volumes in one place": lambda d: _container(d)["volumeMounts"].append(_container(d)["volumeMounts"][0]),
     "an image without a tag": lambda d: _container(d).update(image="gateway"),
     "a grace period below the drain": lambda d: _spec(_first(d, "Deployment")).update(terminationGracePeriodSeconds=20),
     "an update that no machine has room for": lambda d: _spec(_first(d, "Deployment")).update(hostNetwork=True),

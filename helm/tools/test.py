@@ -6,6 +6,7 @@ With --bin DIR, every rendered configuration is also given to the programs there
 
 import argparse
 import pathlib
+import re
 import subprocess
 import sys
 import tempfile
@@ -39,6 +40,7 @@ def merged(base: dict, over: dict) -> dict:
 def given_secrets(values: dict) -> set[str]:
     """Secrets that the operator brings."""
     names = {v for k, v in values.get("tls", {}).items() if k.startswith("existing")}
+    names |= set(values.get("audit", {}).get("secrets", []))
     return names | {values.get("store", {}).get("external", {}).get("existingSecret", "")}
 
 
@@ -77,8 +79,8 @@ def refused_by_programs(document: dict, programs: pathlib.Path):
     for file, text in document.get("data", {}).items():
         if document["kind"] != "ConfigMap" or file not in commands:
             continue
-        with tempfile.NamedTemporaryFile("w", suffix=".toml") as config:
-            config.write(text)
+        with tempfile.NamedTemporaryFile("w", suffix=".toml") as config, tempfile.TemporaryDirectory() as volume:
+            config.write(text.replace("/var/lib/jump-audit", volume))
             config.flush()
             program, verb = commands[file]
             done = subprocess.run(
@@ -86,7 +88,7 @@ def refused_by_programs(document: dict, programs: pathlib.Path):
                 env=environment, capture_output=True, text=True, timeout=60, check=False,
             )
         said = [line for line in done.stderr.splitlines() if line.startswith(f"{program}: ")]
-        absent = [line for line in said if "cannot read the" in line or "cannot read etcd" in line]
+        absent = [line for line in said if re.search("cannot read (the|etcd|/etc/jumping-vpn-audit/)", line)]
         if not said or done.returncode == 0:
             yield f"{program} said nothing about the certificates that are missing here: {done.stderr[-300:]}"
         yield from (line for line in said if line not in absent)

@@ -23,10 +23,12 @@ use super::{
 };
 
 mod failure;
+mod inspect;
 mod pool;
 mod watch;
 
 use failure::Failure;
+pub use inspect::{Inspected, MemberStatus, inspect};
 use pool::{Member, Pool};
 
 /// The largest answer that is accepted, in bytes; the library's default of 4 MiB is too small for a full page.

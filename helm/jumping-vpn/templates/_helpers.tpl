@@ -123,3 +123,64 @@ topologySpreadConstraints:
 {{- end -}}
 {{- toJson $doors -}}
 {{- end -}}
+
+{{- /* A value as TOML on one line. Numbers of values arrive as floats, and the programs take whole ones. */ -}}
+{{- define "jv.toml" -}}
+{{- if kindIs "map" . -}}
+{{- $pairs := list -}}
+{{- range $key, $value := . -}}
+{{- $pairs = append $pairs (printf "%s = %s" (toJson $key) (include "jv.toml" $value)) -}}
+{{- end -}}
+{ {{ join ", " $pairs }} }
+{{- else if kindIs "slice" . -}}
+{{- $items := list -}}
+{{- range . -}}
+{{- $items = append $items (include "jv.toml" .) -}}
+{{- end -}}
+[{{ join ", " $items }}]
+{{- else if kindIs "float64" . -}}
+{{- int64 . -}}
+{{- else -}}
+{{- toJson . -}}
+{{- end -}}
+{{- end -}}
+
+{{- /* The `[audit]` settings of both programs. */ -}}
+{{- define "jv.audit" -}}
+audit.sinks = [
+{{- range .Values.audit.sinks }}
+  {{ include "jv.toml" . }},
+{{- end }}
+]
+{{- end -}}
+
+{{- /* What a pod mounts for its sinks. */ -}}
+{{- define "jv.auditMounts" -}}
+{{- range $i, $name := .Values.audit.secrets }}
+- { name: audit-secret-{{ $i }}, mountPath: /etc/jumping-vpn-audit/{{ $name }}, readOnly: true }
+{{- end }}
+{{- if eq .Values.audit.volume.kind "emptyDir" }}
+- { name: audit, mountPath: /var/lib/jump-audit }
+{{- else if eq .Values.audit.volume.kind "claim" }}
+# Two programs must not share a file or a spool.
+- { name: audit, mountPath: /var/lib/jump-audit, subPathExpr: $(POD_NAME) }
+{{- end }}
+{{- end -}}
+
+{{- /* The volumes of these mounts. Call with (dict "root" $ "mode" "0440"). */ -}}
+{{- define "jv.auditVolumes" -}}
+{{- $mode := .mode -}}
+{{- with .root.Values.audit -}}
+{{- range $i, $name := .secrets }}
+- name: audit-secret-{{ $i }}
+  secret: { secretName: {{ $name }}, defaultMode: {{ $mode }} }
+{{- end }}
+{{- if eq .volume.kind "emptyDir" }}
+- name: audit
+  emptyDir: { sizeLimit: {{ int .volume.sizeLimitMiB }}Mi }
+{{- else if eq .volume.kind "claim" }}
+- name: audit
+  persistentVolumeClaim: { claimName: {{ .volume.existingClaim }} }
+{{- end }}
+{{- end -}}
+{{- end -}}

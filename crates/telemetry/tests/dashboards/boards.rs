@@ -158,6 +158,26 @@ pub(crate) const DASHBOARDS: &[Dashboard] = &[
                 ],
             ),
             panel(
+                "Recovery: median by cause and phase",
+                Look::Lines,
+                "s",
+                "How long each phase takes. Gateways measure commits; clients that are scraped, every phase.",
+                &[(
+                    "histogram_quantile(0.5, sum by (cause, phase, le) (rate(jump_session_recovery_seconds_bucket[$__rate_interval])))",
+                    "{{cause}} {{phase}}",
+                )],
+            ),
+            panel(
+                "Recovery: 99 % by cause and phase",
+                Look::Lines,
+                "s",
+                "The slowest in a hundred.",
+                &[(
+                    "histogram_quantile(0.99, sum by (cause, phase, le) (rate(jump_session_recovery_seconds_bucket[$__rate_interval])))",
+                    "{{cause}} {{phase}}",
+                )],
+            ),
+            panel(
                 "Accepted attaches by duration",
                 Look::Heatmap,
                 "s",

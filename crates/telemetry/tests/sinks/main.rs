@@ -4,5 +4,6 @@ mod broken;
 mod files;
 mod http;
 mod otlp;
+mod sandbox;
 mod support;
 mod syslog;
