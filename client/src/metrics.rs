@@ -124,7 +124,7 @@ pub(crate) struct Gauges {
     dropped: [(Counter, u64); DROPS],
 }
 
-const DROPS: usize = 14;
+const DROPS: usize = 16;
 
 impl Gauges {
     /// Nothing has happened yet.
@@ -190,6 +190,8 @@ fn drops(drops: &Drops, traffic: &Traffic) -> [(&'static str, u64); DROPS] {
         ("socket_full", traffic.send_dropped),
         ("congestion", traffic.congestion_dropped),
         ("too_big", traffic.too_big_dropped),
+        ("interface", traffic.interface_dropped),
+        ("held_full", traffic.held_dropped),
     ]
 }
 

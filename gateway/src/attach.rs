@@ -45,8 +45,8 @@ impl Claims {
     pub fn decide(&self, confirmed: Confirmed) {
         let claims = self.clone();
         tokio::spawn(async move {
-            let _place = claims.context.claim_places.take().await;
             let started = Instant::now();
+            let _place = claims.context.claim_places.take().await;
             let index = confirmed.index;
             let session = confirmed.intent.session.map(tracing::field::display);
             let correlation = correlation(&confirmed);

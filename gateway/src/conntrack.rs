@@ -5,7 +5,7 @@
 
 pub(crate) mod message;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::net::IpAddr;
 use std::sync::mpsc::Receiver;
@@ -28,6 +28,8 @@ const BATCH_MAX: usize = 512;
 const SINGLE_MAX: usize = 4;
 /// Longest time of one look. The next owner waits only somewhat longer ([`LIST_WAIT`](crate::dataplane::LIST_WAIT)).
 const LOOK_MAX: Duration = Duration::from_millis(100);
+/// The same of a node that drains and has nothing else to do.
+const DRAIN_LOOK_MAX: Duration = Duration::from_secs(1);
 /// A datagram of the kernel has 32 KiB at most.
 const DATAGRAM_MAX: usize = 64 * 1024;
 /// Time between two complaints about the same thing.
@@ -53,13 +55,27 @@ pub fn answer(questions: &Receiver<FlowQuestion>, orders: &Orders) {
 }
 
 /// How many flows of these devices are open: TCP that neither side has finished, and others that have gone on for a while.
+/// A table too large for the time counts as far as it was read, and for one open flow at least: the rest is unknown.
 ///
 /// # Errors
-/// The kernel's answer, or a timeout.
+/// The kernel's answer.
 pub fn open_flows(addresses: &[IpAddr]) -> io::Result<usize> {
+    let devices: HashSet<IpAddr> = addresses.iter().copied().collect();
     let mut open = 0;
-    look(addresses, &mut |entry| open += usize::from(entry.is_open() && addresses.contains(&entry.source)))?;
-    Ok(open)
+    let looked = look(addresses, DRAIN_LOOK_MAX, &mut |entry| {
+        open += usize::from(entry.is_open() && devices.contains(&entry.source));
+    });
+    counted(open, looked)
+}
+
+fn counted(open: usize, looked: io::Result<()>) -> io::Result<usize> {
+    match looked {
+        Ok(()) => Ok(open),
+        Err(error) if matches!(error.kind(), io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock) => {
+            Ok(open.max(1))
+        }
+        Err(error) => Err(error),
+    }
 }
 
 /// What the kernel says to `batch`, and what was wrong with it.
@@ -70,7 +86,7 @@ fn ask(batch: &[FlowQuestion]) -> (Vec<FlowAnswer>, Option<io::Error>) {
         by_address.extend(question.inner.iter().map(|address| (address, at)));
     }
     let addresses: Vec<IpAddr> = by_address.keys().copied().collect();
-    let looked = look(&addresses, &mut |entry| {
+    let looked = look(&addresses, LOOK_MAX, &mut |entry| {
         if let Some(at) = by_address.get(&entry.source) {
             found[*at].take(&entry);
         }
@@ -108,12 +124,11 @@ impl Found {
     }
 }
 
-/// Looks at the table, in [`LOOK_MAX`] at most; what was seen before an error counts.
-fn look(addresses: &[IpAddr], each: &mut dyn FnMut(Entry)) -> io::Result<()> {
-    let deadline = Instant::now() + LOOK_MAX;
+/// Looks at the table for `longest` at most; what was seen before an error counts.
+fn look(addresses: &[IpAddr], longest: Duration, each: &mut dyn FnMut(Entry)) -> io::Result<()> {
+    let deadline = Instant::now() + longest;
     let socket =
         socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, Some(netlink::NETFILTER))?;
-    set_socket_timeout(&socket, Timeout::Recv, Some(LOOK_MAX))?;
     wanted(addresses, SINGLE_MAX).into_iter().try_for_each(|wanted| dump(&socket, wanted, deadline, each))
 }
 
@@ -126,6 +141,11 @@ fn dump(
     send(socket, &request(wanted), SendFlags::empty())?;
     let mut buffer = vec![0; DATAGRAM_MAX];
     loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        set_socket_timeout(socket, Timeout::Recv, Some(left))?;
         let (len, _) = recv(socket, &mut buffer[..], RecvFlags::empty())?;
         for message in messages(&buffer[..len]) {
             match message {
@@ -134,9 +154,6 @@ fn dump(
                 Message::Failed(code) => return Err(io::Error::from_raw_os_error(code)),
                 Message::Other => {}
             }
-        }
-        if Instant::now() >= deadline {
-            return Err(io::ErrorKind::TimedOut.into());
         }
     }
 }
@@ -164,6 +181,21 @@ mod tests {
         let flows = found.flows();
         assert_eq!(flows.len(), FLOWS_MAX);
         assert!(flows.iter().all(|flow| flow.protocol == 6));
+    }
+
+    #[test]
+    fn a_table_that_was_not_read_to_its_end_leaves_flows_open_and_one_that_cannot_be_read_says_nothing() {
+        let error = |kind: io::ErrorKind| Err(io::Error::from(kind));
+        assert_eq!(counted(0, Ok(())).unwrap(), 0);
+        assert_eq!(counted(0, error(io::ErrorKind::TimedOut)).unwrap(), 1);
+        assert_eq!(counted(7, error(io::ErrorKind::WouldBlock)).unwrap(), 7);
+        assert!(counted(7, error(io::ErrorKind::PermissionDenied)).is_err());
+    }
+
+    #[test]
+    fn a_look_without_time_asks_nothing_more() {
+        let looked = look(&[IpAddr::from([198, 18, 255, 1])], Duration::ZERO, &mut |_| ());
+        assert!(looked.is_err());
     }
 
     /// Root or not, with conntrack or without.

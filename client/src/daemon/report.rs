@@ -119,6 +119,12 @@ pub struct Traffic {
     /// Inner packets dropped because they were larger than the path carries; their senders were told.
     #[serde(default)]
     pub too_big_dropped: u64,
+    /// Inner packets that the interface refused.
+    #[serde(default)]
+    pub interface_dropped: u64,
+    /// Inner packets read while the machine took no more, beyond those that are kept for it.
+    #[serde(default)]
+    pub held_dropped: u64,
 }
 
 /// The machine's drop counters.

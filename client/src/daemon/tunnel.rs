@@ -199,10 +199,7 @@ impl Tunnel {
             self.receive(client, *id);
         }
         self.receive_by_connections(client);
-        let written = self.tun_outgoing.flush(&self.tun);
-        if written.dropped > 0 {
-            debug!(packets = written.dropped, "the interface refused inner packets");
-        }
+        self.write_inner();
         if takes {
             self.send(client, ready[FIRST_PATH + open])?;
         }
@@ -210,6 +207,11 @@ impl Tunnel {
             client.handle_timeout(now());
         }
         Ok(())
+    }
+
+    /// Writes what waits for the interface.
+    fn write_inner(&mut self) {
+        self.traffic.interface_dropped += self.tun_outgoing.flush(&self.tun).dropped;
     }
 
     fn receive(&mut self, client: &mut Client, id: PathId) {
@@ -304,6 +306,8 @@ impl Tunnel {
                 if client.packet_room() == 0 {
                     if held.len() < HELD_MAX {
                         held.push_back(frame.to_vec());
+                    } else {
+                        traffic.held_dropped += 1;
                     }
                     return;
                 }
@@ -326,7 +330,7 @@ impl Tunnel {
             }
         }
         add(self.outgoing.flush(&mut self.paths));
-        self.tun_outgoing.flush(&self.tun);
+        self.write_inner();
         self.traffic.send_dropped += sent.dropped;
         if let Some(path) = sent.too_long {
             client.handle_too_long(now, path);
