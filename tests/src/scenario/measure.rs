@@ -21,6 +21,10 @@ pub struct Fault {
     pub until: Duration,
 }
 
+/// A device that sends no probes hears its owner at least this often: it asks after 15 s (the client's keepalive), and again
+/// when no answer comes.
+const KEEPALIVE_MAX: Duration = Duration::from_secs(18);
+
 /// Devices that probe at this interval or a shorter one are there to time single moves.
 const FINE_INTERVAL: Duration = Duration::from_millis(20);
 
@@ -146,16 +150,13 @@ pub fn of_records(records: &[Record], end: Duration, interval: Duration) -> BTre
     set("sessions.lost", count(&|r| r.terminated.is_some_and(|(_, reason)| !is_policy(reason))));
     set("sessions.ended_by_policy", count(&|r| r.terminated.is_some_and(|(_, reason)| is_policy(reason))));
     set("sessions.reset", count(&|r| r.address_changed));
-    // Attached, not ended, and still nothing comes back.
-    set(
-        "sessions.not_back",
-        count(&|r| {
-            r.born.is_some()
-                && r.terminated.is_none()
-                && r.sent > 0
-                && r.last_echo.is_none_or(|echo| echo + patience < end)
-        }),
-    );
+    // Attached, not ended, and still nothing comes back: no echo, and to a device that sends no probes no record of its owner.
+    let is_silent = |r: &Record| match r.sent {
+        0 => r.last_heard.is_none_or(|heard| heard + KEEPALIVE_MAX < end),
+        _ => r.last_echo.is_none_or(|echo| echo + patience < end),
+    };
+    set("sessions.not_back", count(&|r| r.born.is_some() && r.terminated.is_none() && is_silent(r)));
+    set("sessions.moved", count(&|r| r.attaches.iter().any(|attach| !attach.born)));
     set("probes.sent", sum(&|r| r.sent));
     set("probes.answered", sum(&|r| r.answered));
     set("probes.lost", sum(&|r| r.sent.saturating_sub(r.answered)));
@@ -194,6 +195,7 @@ pub fn add_rest(
     for phase in phases {
         let name = &phase.name;
         metrics.insert(format!("delivery.{name}"), phase.answered as f64 / phase.sent.max(1) as f64);
+        metrics.insert(format!("reattached.{name}"), phase.reattached as f64);
         for (group, histogram) in phase.round_trips.iter().take(groups).enumerate() {
             add_round_trip(metrics, &format!("rtt.{name}.g{group}"), histogram);
         }
@@ -319,6 +321,19 @@ mod tests {
         let fine = Record { last_echo: Some(s(59)), ..gone.clone() };
         let metrics = of_records(&[gone, fine], s(60), s(1));
         assert_eq!(metrics["sessions.not_back"], 1.0);
+    }
+
+    #[test]
+    fn a_device_without_probes_is_back_when_it_heard_its_owner_within_a_keepalive() {
+        let heard = |last_heard| Record {
+            born: Some(s(1)),
+            attaches: vec![attach(1, 1)],
+            last_heard,
+            ..Record::default()
+        };
+        let records = [heard(Some(s(45))), heard(Some(s(41))), heard(None), Record::default()];
+        let metrics = of_records(&records, s(60), s(1));
+        assert_eq!((metrics["sessions.not_back"], metrics["sessions.moved"]), (2.0, 3.0));
     }
 
     #[test]

@@ -391,6 +391,7 @@ fn check_histories(
     let drift = clock_offset().abs_diff(offset);
     let testimony = witness.stop(records);
     let slack = u64::try_from(CAPTURE_SLACK.as_nanos()).unwrap_or(0) + drift;
+    let sessions = testimony.forwards.values().filter(|seen| !seen.is_empty()).count();
     let (mut forwards, mut attaches, mut read, mut overlaps, mut register) = (0, 0, 0, 0, 0);
     let mut largest = 0;
     let mut told = Vec::new();
@@ -418,6 +419,7 @@ fn check_histories(
     let mut set = |name: &str, value: f64| {
         metrics.insert(name.to_owned(), value);
     };
+    set("history.sessions", sessions as f64);
     set("history.forwards", forwards as f64);
     set("history.unattributed", testimony.unattributed as f64);
     set("history.capture_dropped", testimony.dropped as f64);

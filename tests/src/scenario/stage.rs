@@ -78,6 +78,8 @@ pub struct PhaseResult {
     pub sent: u64,
     /// Probes answered.
     pub answered: u64,
+    /// Changes of owner.
+    pub reattached: u64,
 }
 
 impl Stage<'_> {
@@ -250,6 +252,7 @@ impl Stage<'_> {
             round_trips,
             sent: counts.sent - before.sent,
             answered: counts.answered - before.answered,
+            reattached: counts.reattached - before.reattached,
         });
         Ok(())
     }

@@ -91,6 +91,11 @@ impl Device {
         self.record.terminated.is_some()
     }
 
+    /// What it saw, with how it stands now.
+    pub(super) fn into_record(self) -> Record {
+        Record { last_heard: self.client.status().last_received, ..self.record }
+    }
+
     /// Does what is due.
     pub(super) fn wake(&mut self, world: &mut World<'_>) {
         if self.client.poll_timeout().is_some_and(|due| due <= world.now.at) {

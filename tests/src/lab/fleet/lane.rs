@@ -109,7 +109,7 @@ impl Lane {
         }
         let mut events = Vec::with_capacity(EVENTS_MAX);
         while running.turn(&mut events)? {}
-        Ok(running.devices.into_iter().map(|device| device.record).collect())
+        Ok(running.devices.into_iter().map(Device::into_record).collect())
     }
 }
 

@@ -83,6 +83,8 @@ pub struct Record {
     pub too_late: u64,
     /// The last echo.
     pub last_echo: Option<Duration>,
+    /// At the end: when its owner was last heard, by whatever record; `None` without an owner.
+    pub last_heard: Option<Duration>,
     /// Long times without echoes.
     pub gaps: Vec<Gap>,
     /// Local ports, each with the path that used it, in the order of use.
