@@ -1,8 +1,8 @@
 //! Deterministic simulation of a whole cluster: one thread, virtual time, every choice from one seed.
 //!
-//! What runs is what is shipped: the client machine, the gateway's data plane, the handshake and record cryptography,
-//! arbitration and the lease guard. What is modelled: sockets, the store, the calls between gateways and control, and
-//! everything that goes wrong. One seed is one run, the same every time:
+//! What runs is what is shipped: the client machine, the gateway's data plane with its authority, the handshake and
+//! record cryptography, and arbitration's decisions. What is modelled: sockets, the store, control and the gateway's
+//! tasks around those decisions, the calls between them, and everything that goes wrong. One seed is one run, the same every time:
 //!
 //! ```text
 //! make test-sim SEED=42        one run, with its trace
