@@ -136,9 +136,13 @@ impl Node {
 
     /// With anchored egress, and a kernel that is the test.
     pub(super) fn anchoring(cluster: &mut Cluster, number: u16) -> Self {
+        Self::anchoring_with_limits(cluster, number, Limits::default())
+    }
+
+    pub(super) fn anchoring_with_limits(cluster: &mut Cluster, number: u16, limits: Limits) -> Self {
         let (questions, asked) = std::sync::mpsc::sync_channel(64);
         let setup = EgressSetup { incarnation: Incarnation(u64::from(number)), questions };
-        let node = Self::made(cluster, number, Limits::default(), Some(setup));
+        let node = Self::made(cluster, number, limits, Some(setup));
         Self { questions: Some(asked), ..node }
     }
 

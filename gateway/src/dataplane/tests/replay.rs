@@ -8,6 +8,8 @@ use std::fmt::Write as _;
 
 use jump_session::reason::Reason;
 
+use super::super::flow::TCP;
+use super::super::flow::tests::with_ports;
 use super::*;
 
 /// Trials of the short form.
@@ -92,7 +94,7 @@ fn stage() -> Stage {
         source_rate: Rate { per_second: 1_000_000, burst: 1_000_000 },
         ..Limits::default()
     };
-    let mut nodes = [1, 2].map(|number| Node::with_limits(&mut cluster, number, limits.clone()));
+    let mut nodes = [1, 2].map(|number| Node::anchoring_with_limits(&mut cluster, number, limits.clone()));
     {
         let [a, b] = &mut nodes;
         link(a, b);
@@ -165,8 +167,21 @@ fn stage() -> Stage {
     carry(&mut nodes);
     nodes[1].accept(&confirmed, session(1), 2, &[inner(1)]);
     a.keys = new;
-    a.send_packet(&mut nodes[1], &packet(inner(1), server(), b"at the new owner"));
     note(&mut nodes, &mut captured, "handover");
+
+    let anchored = Flow::new(TCP, 1000, server(), 443).unwrap();
+    nodes[0].kernel_says(&[anchored]);
+    carry(&mut nodes);
+    a.send_packet(&mut nodes[1], &with_ports(inner(1), server(), TCP, (1000, 443), 16));
+    a.send_packet(&mut nodes[1], &packet(inner(1), server(), b"at the new owner"));
+    carry(&mut nodes);
+    let left = nodes.each_ref().map(|node| node.wire.inner.len());
+    assert_eq!(
+        left,
+        [1, 2],
+        "the anchored flow by the old owner; its neighbour, and what waited for the list, by the new"
+    );
+    note(&mut nodes, &mut captured, "anchored egress");
 
     leaves.send(&mut nodes[0], &Frame::Close { reason: Reason::ClientClosed });
     assert_eq!(nodes[0].ended().len(), 1);
@@ -218,6 +233,9 @@ fn digest(nodes: &[Node; 2]) -> String {
             Count::PathMoves,
             Count::Fenced,
             Count::RelayedIn,
+            Count::AnchorsTaken,
+            Count::AnchoredIn,
+            Count::AnchoredOut,
         ];
         writeln!(text, "{:?} routes {}", counts.map(|count| node.count(count)), plane.routes()).unwrap();
     }
