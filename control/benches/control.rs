@@ -14,7 +14,7 @@ use jump_control::store::group::Many as _;
 use jump_control::store::{Compare, GroupCommit, Op, Outcome, SharedStore, Txn};
 use jump_proto::control_v1 as wire;
 use jump_proto::control_v1::gateway_service_client::GatewayServiceClient;
-use jump_proto::store_v1::DeviceRecord;
+use jump_proto::store_v1::{AddressRecord, DeviceRecord};
 use jump_session::ids::{AttachSeq, AttemptId, DeviceKey, Epoch, Incarnation, NodeId, Revision, SessionId};
 use jump_session::ownership::{HistoryEntry, Owner, Phase, SessionRecord};
 use jump_session::policy::DevicePolicy;
@@ -182,7 +182,7 @@ fn record(number: usize, owner: &Owner) -> SessionRecord {
     }
 }
 
-/// Writes sessions and their devices straight into the store.
+/// Writes sessions with their devices and addresses straight into the store.
 async fn populate(etcd: &Etcd, numbers: std::ops::Range<usize>, owner: &Owner) {
     let started = Instant::now();
     let store = etcd.connect().await;
@@ -199,20 +199,26 @@ async fn populate(etcd: &Etcd, numbers: std::ops::Range<usize>, owner: &Owner) {
                     sessions: vec![record.id.to_bytes().to_vec()],
                     ..DeviceRecord::default()
                 };
-                Txn {
-                    compares: Vec::new(),
-                    ops: vec![
-                        Op::put(layout::session(record.id), layout::session_value(&record)),
-                        Op::put(layout::device(&record.device), device.encode_to_vec()),
-                    ],
-                }
+                let session_id = record.id.to_bytes().to_vec();
+                let address = AddressRecord { session_id, quarantine_until_ms: 0 }.encode_to_vec();
+                let addresses =
+                    record.inner.iter().map(|inner| Op::put(layout::address(*inner), address.clone()));
+                let mut ops = vec![
+                    Op::put(layout::session(record.id), layout::session_value(&record)),
+                    Op::put(layout::device(&record.device), device.encode_to_vec()),
+                ];
+                ops.extend(addresses);
+                Txn { compares: Vec::new(), ops }
             })
             .collect();
         let store = store.clone();
         async move { store.commit_many(&txns).await.unwrap() }
     });
     futures::stream::iter(batches).buffer_unordered(4).for_each(|_| async {}).await;
-    println!("  wrote {count} sessions with their devices in {:.1} s", started.elapsed().as_secs_f64());
+    println!(
+        "  wrote {count} sessions with their devices and addresses in {:.1} s",
+        started.elapsed().as_secs_f64()
+    );
 }
 
 fn percentile(sorted: &[Duration], share: f64) -> Duration {

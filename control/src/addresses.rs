@@ -93,8 +93,7 @@ impl Free {
             return Some(Self { address, modified: Revision(0) });
         };
         let record: AddressRecord = layout::decode(stored).ok()?;
-        let free = record.quarantine_until_ms != 0 && record.quarantine_until_ms <= now;
-        free.then_some(Self { address, modified: stored.mod_revision })
+        has_rested(&record, now).then_some(Self { address, modified: stored.mod_revision })
     }
 
     /// What must hold, and the write that takes the address.
@@ -109,6 +108,11 @@ impl Free {
 pub fn quarantine(address: IpAddr, session: SessionId, until: UnixMillis) -> Op {
     let record = AddressRecord { session_id: session.to_bytes().to_vec(), quarantine_until_ms: until.max(1) };
     Op::put(layout::address(address), record.encode_to_vec())
+}
+
+/// Says whether the address was given back and its quarantine is over at `now`.
+pub fn has_rested(record: &AddressRecord, now: UnixMillis) -> bool {
+    record.quarantine_until_ms != 0 && record.quarantine_until_ms <= now
 }
 
 #[cfg(test)]

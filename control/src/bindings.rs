@@ -10,6 +10,7 @@ use std::time::Duration;
 use futures::StreamExt;
 use jump_session::ids::{NodeId, Revision, SessionId};
 use jump_session::ownership::{Owner, Phase, UnixMillis};
+use jump_session::policy::SessionPolicy;
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -82,8 +83,12 @@ struct State {
     owned: BTreeMap<Owner, BTreeSet<SessionId>>,
     /// Sessions by the earliest time at which time alone may change them.
     due: BTreeSet<(UnixMillis, SessionId)>,
+    /// Ended sessions whose addresses this replica has not seen released, by the end of their rest; they are not in `due`.
+    resting: BTreeSet<(UnixMillis, SessionId)>,
     /// The time that a client has to come back.
     recovery_window_ms: UnixMillis,
+    /// The time that an address rests after its session.
+    address_quarantine_ms: UnixMillis,
     /// Sessions that each node must stop.
     handovers: BTreeMap<NodeId, BTreeSet<SessionId>>,
     /// Sessions that are ordered to move.
@@ -123,10 +128,15 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Bindings {
-    /// An empty cache for a cluster whose clients may come back within `recovery_window`.
-    pub fn new(recovery_window: Duration) -> Self {
+    /// An empty cache for a cluster whose sessions have these bounds.
+    pub fn new(policy: &SessionPolicy) -> Self {
+        let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
         let this = Self::default();
-        lock(&this.state).recovery_window_ms = u64::try_from(recovery_window.as_millis()).unwrap_or(u64::MAX);
+        {
+            let mut state = lock(&this.state);
+            state.recovery_window_ms = millis(policy.recovery_window);
+            state.address_quarantine_ms = millis(policy.address_quarantine);
+        }
         this
     }
 
@@ -235,6 +245,24 @@ impl Bindings {
             .collect()
     }
 
+    /// Up to `limit` ended sessions whose addresses have rested and may still be in the store.
+    pub fn sessions_rested(&self, now: UnixMillis, limit: usize) -> Vec<Arc<StoredSession>> {
+        let state = lock(&self.state);
+        let rested = state.resting.range(..(now.saturating_add(1), SessionId::from_bytes([0; 16])));
+        rested.filter_map(|(_, id)| state.sessions.get(id)).take(limit).cloned().collect()
+    }
+
+    /// Notes that no address of this ended session is in the store any more: its tombstone may go when its time comes.
+    pub fn addresses_released(&self, session: &StoredSession) {
+        let mut state = lock(&self.state);
+        let id = session.record.id;
+        let rested = state.rested_at(session);
+        if state.resting.remove(&(rested, id)) {
+            let due = state.due_at(session);
+            state.due.insert((due, id));
+        }
+    }
+
     /// A node, as the cache has it, and whether it drains: by an operator's order or because it is ending.
     pub fn node(&self, id: &NodeId) -> Option<(Arc<Node>, bool)> {
         let state = lock(&self.state);
@@ -335,9 +363,11 @@ impl Bindings {
         while let Some(listed) = lists.next().await {
             values.extend(listed?);
         }
-        let recovery_window_ms = lock(&self.state).recovery_window_ms;
-        let mut fresh =
-            State { revision, floor: revision, ready: true, recovery_window_ms, ..State::default() };
+        let mut fresh = {
+            let State { recovery_window_ms, address_quarantine_ms, .. } = *lock(&self.state);
+            State { recovery_window_ms, address_quarantine_ms, ..State::default() }
+        };
+        (fresh.revision, fresh.floor, fresh.ready) = (revision, revision, true);
         for value in values {
             fresh.put(value);
         }
@@ -430,8 +460,10 @@ impl State {
             if session.record.moving.is_some() {
                 self.moving.insert(id);
             }
-            self.due.insert((self.due_at(&session), id));
-            if !matches!(session.record.phase, Phase::Terminated { .. }) {
+            if matches!(session.record.phase, Phase::Terminated { .. }) {
+                self.resting.insert((self.rested_at(&session), id));
+            } else {
+                self.due.insert((self.due_at(&session), id));
                 self.addresses.extend(session.record.inner.iter().map(|address| (*address, id)));
             }
             self.phases[phase_index(&session.record.phase)] += 1;
@@ -493,10 +525,19 @@ impl State {
         }
     }
 
+    /// When the addresses of an ended session have rested.
+    fn rested_at(&self, session: &StoredSession) -> UnixMillis {
+        match session.record.phase {
+            Phase::Terminated { at } => at.saturating_add(self.address_quarantine_ms),
+            Phase::Owned { .. } | Phase::Handover { .. } | Phase::Released { .. } => UnixMillis::MAX,
+        }
+    }
+
     fn forget_session(&mut self, id: SessionId) {
         let Some(old) = self.sessions.remove(&id) else { return };
         self.phases[phase_index(&old.record.phase)] -= 1;
         self.due.remove(&(self.due_at(&old), id));
+        self.resting.remove(&(self.rested_at(&old), id));
         self.moving.remove(&id);
         if let Some(owner) = old.record.owner()
             && let Some(sessions) = self.owned.get_mut(owner)

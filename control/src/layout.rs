@@ -77,6 +77,11 @@ pub fn device_key(key: &DeviceKey) -> String {
     format!("{DEVICE_KEYS}{key}")
 }
 
+/// One of 256 prefixes that the tokens spread over evenly: their keys are digests.
+pub fn token_bucket(bucket: u8) -> String {
+    format!("{TOKENS}{bucket:02x}")
+}
+
 /// The key of an enrolment token.
 pub fn token(secret_digest: &[u8; 32]) -> String {
     // A device key prints as 64 hexadecimal digits, as a digest does.
@@ -190,5 +195,15 @@ mod tests {
         let key = session(id);
         assert_eq!(key, "/jump/v1/sessions/ab/abababab-abab-abab-abab-abababababab");
         assert_eq!(session_buckets().filter(|bucket| key.starts_with(bucket)).count(), 1);
+    }
+
+    #[test]
+    fn a_token_lies_in_exactly_one_bucket() {
+        for first in 0..=u8::MAX {
+            let key = token(&[first; 32]);
+            let buckets: Vec<u8> =
+                (0..=u8::MAX).filter(|bucket| key.starts_with(&token_bucket(*bucket))).collect();
+            assert_eq!(buckets, [first]);
+        }
     }
 }

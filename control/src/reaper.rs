@@ -1,6 +1,7 @@
 //! What time does: sessions that end or lose their owner, tombstones, tokens and addresses that may be forgotten.
 //!
-//! Every replica may run it at once: each step is a compare-and-swap.
+//! Every replica may run it at once: each step is a compare-and-swap. Each look costs what is due, and 1/256 of the tokens;
+//! nothing grows with the sessions that live.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,28 +15,24 @@ use tokio_util::sync::CancellationToken;
 use crate::arbiter::{Arbiter, ArbiterError};
 use crate::bindings::TOMBSTONE_RETENTION_MS;
 use crate::layout::{self, StoredSession};
-use crate::store::{Compare, KeyValue, Op, RANGE_LIMIT_MAX, StoreError, Txn};
-use crate::{clock, metrics};
+use crate::store::{self, Compare, KeyValue, Op, Outcome, RANGE_LIMIT_MAX, StoreError, Txn};
+use crate::{addresses, clock, metrics};
 
-/// Time between two looks at the sessions.
-const SESSIONS_INTERVAL: Duration = Duration::from_secs(1);
+/// Time between two looks.
+const INTERVAL: Duration = Duration::from_secs(1);
 
-/// Looks at the sessions between two sweeps of addresses and tokens.
-const LOOKS_PER_SWEEP: u32 = 60;
+/// Ended sessions whose addresses are read at a time: two addresses each, within what one read of the store takes.
+const ADDRESSES_OF: usize = 50;
 
 /// Runs until `stop`.
 pub async fn run(arbiter: Arc<Arbiter>, stop: CancellationToken) {
-    let mut looks: u32 = 0;
-    loop {
+    for bucket in (0..=u8::MAX).cycle() {
         tokio::select! {
             () = stop.cancelled() => return,
-            () = tokio::time::sleep(SESSIONS_INTERVAL) => {}
+            () = tokio::time::sleep(INTERVAL) => {}
         }
         expire_due(&arbiter).await;
-        looks = looks.wrapping_add(1);
-        if looks.is_multiple_of(LOOKS_PER_SWEEP)
-            && let Err(error) = sweep(&arbiter).await
-        {
+        if let Err(error) = forget_unneeded(&arbiter, bucket).await {
             tracing::warn!(%error, "could not clear what is no longer needed; trying again later");
         }
     }
@@ -82,9 +79,13 @@ fn is_due(session: &StoredSession, owner_registered: bool, policy: &SessionPolic
     ownership::expire(&session.record, &view, policy, now).is_some()
 }
 
-/// Forgets old tombstones, used or expired tokens, and addresses that have rested.
-async fn sweep(arbiter: &Arbiter) -> Result<(), StoreError> {
+/// Forgets addresses that have rested, old tombstones, and the old tokens of one bucket of 256.
+///
+/// Nothing is looked for in the store but tokens: which addresses rest is known from the tombstones in the cache. A walk
+/// through all addresses would read every one in use, and etcd counts the rest of a range for each page of it.
+async fn forget_unneeded(arbiter: &Arbiter, token_bucket: u8) -> Result<(), StoreError> {
     let now = clock::unix_millis();
+    release_addresses(arbiter, now).await?;
     let kept = TOMBSTONE_RETENTION_MS;
     let old = arbiter.bindings.sessions_due(
         now,
@@ -92,41 +93,73 @@ async fn sweep(arbiter: &Arbiter) -> Result<(), StoreError> {
         |session, _| matches!(session.record.phase, Phase::Terminated { at } if at.saturating_add(kept) <= now),
     );
     for session in old {
-        forget(arbiter, layout::session(session.record.id), session.modified).await?;
+        let _ = forget(arbiter, vec![(layout::session(session.record.id), session.modified)]).await?;
     }
-    let rested = |stored: &KeyValue| {
-        layout::decode::<AddressRecord>(stored)
-            .is_ok_and(|record| record.quarantine_until_ms != 0 && record.quarantine_until_ms <= now)
-    };
-    forget_where(arbiter, layout::ADDRESSES, rested).await?;
-    let day = 24 * 3600 * 1000;
-    let expired = |stored: &KeyValue| {
-        layout::decode::<TokenRecord>(stored).is_ok_and(|record| record.expires_ms.saturating_add(day) <= now)
-    };
-    forget_where(arbiter, layout::TOKENS, expired).await
+    forget_tokens(arbiter, token_bucket, now).await
 }
 
-async fn forget_where(
-    arbiter: &Arbiter,
-    prefix: &str,
-    done: impl Fn(&KeyValue) -> bool,
-) -> Result<(), StoreError> {
-    let mut after = String::new();
-    loop {
-        let page = arbiter.store.range(prefix, &after, RANGE_LIMIT_MAX, None).await?;
-        for stored in page.values.iter().filter(|stored| done(stored)) {
-            forget(arbiter, stored.key.clone(), stored.mod_revision).await?;
-        }
-        match page.values.last() {
-            Some(last) if page.more => after = last.key.clone(),
-            Some(_) | None => return Ok(()),
+/// Deletes the addresses of ended sessions that have rested. One that another session took meanwhile is that session's.
+async fn release_addresses(arbiter: &Arbiter, now: UnixMillis) -> Result<(), StoreError> {
+    for sessions in arbiter.bindings.sessions_rested(now, RANGE_LIMIT_MAX).chunks(ADDRESSES_OF) {
+        let addresses =
+            |session: &StoredSession| session.record.inner.clone().into_iter().map(layout::address);
+        let keys: Vec<String> = sessions.iter().flat_map(|session| addresses(session)).collect();
+        let mut values = arbiter.store.read(&keys).await?.values.into_iter();
+        for session in sessions {
+            let stored: Vec<KeyValue> = values.by_ref().take(session.record.inner.len()).flatten().collect();
+            if release(arbiter, session, &stored, now).await? {
+                arbiter.bindings.addresses_released(session);
+            }
         }
     }
-}
-
-async fn forget(arbiter: &Arbiter, key: String, modified: Revision) -> Result<(), StoreError> {
-    let txn = Txn { compares: vec![Compare::Modified(key.clone(), modified)], ops: vec![Op::delete(key)] };
-    // A conflict means that it is in use again.
-    let _ = arbiter.store.commit(txn).await?;
     Ok(())
 }
+
+/// Says whether none of `stored` is the session's any more.
+async fn release(
+    arbiter: &Arbiter,
+    session: &StoredSession,
+    stored: &[KeyValue],
+    now: UnixMillis,
+) -> Result<bool, StoreError> {
+    let mut rested = Vec::new();
+    for stored in stored {
+        match layout::decode::<AddressRecord>(stored) {
+            Ok(record) if record.session_id != session.record.id.to_bytes() => {}
+            Ok(record) if addresses::has_rested(&record, now) => {
+                rested.push((stored.key.clone(), stored.mod_revision));
+            }
+            // The quarantine was longer when it began.
+            Ok(_) => return Ok(false),
+            Err(error) => tracing::warn!(%error, "leaving an address as it is"),
+        }
+    }
+    if rested.is_empty() {
+        return Ok(true);
+    }
+    Ok(matches!(forget(arbiter, rested).await?, Outcome::Committed(_)))
+}
+
+async fn forget_tokens(arbiter: &Arbiter, bucket: u8, now: UnixMillis) -> Result<(), StoreError> {
+    let day = 24 * 3600 * 1000;
+    let (_, tokens) = store::list(&*arbiter.store, &layout::token_bucket(bucket)).await?;
+    for stored in tokens {
+        if layout::decode::<TokenRecord>(&stored)
+            .is_ok_and(|record| record.expires_ms.saturating_add(day) <= now)
+        {
+            let _ = forget(arbiter, vec![(stored.key, stored.mod_revision)]).await?;
+        }
+    }
+    Ok(())
+}
+
+/// Deletes the keys if all are as they were read. A conflict means that one is in use again, or that another replica was
+/// quicker.
+async fn forget(arbiter: &Arbiter, keys: Vec<(String, Revision)>) -> Result<Outcome, StoreError> {
+    let compares = keys.iter().map(|(key, modified)| Compare::Modified(key.clone(), *modified)).collect();
+    let ops = keys.into_iter().map(|(key, _)| Op::delete(key)).collect();
+    arbiter.store.commit(Txn { compares, ops }).await
+}
+
+#[cfg(test)]
+mod tests;

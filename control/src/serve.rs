@@ -159,7 +159,7 @@ impl Replica {
         let address =
             listener.local_addr().map_err(|error| ServeError::Listen { address: config.listen, error })?;
 
-        let bindings = Arc::new(Bindings::new(config.policy.recovery_window));
+        let bindings = Arc::new(Bindings::new(&config.policy));
         let arbiter = Arbiter {
             store: Arc::clone(&store),
             bindings: Arc::clone(&bindings),

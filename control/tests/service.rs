@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use jump_control::identity::Role;
+use jump_control::layout;
+use jump_control::store::Event;
 use jump_crypto::grant::Grant;
 use jump_crypto::keys::GrantVerifier;
 use jump_proto::client_v1::EnrolRequest;
@@ -89,6 +91,7 @@ suite! {
     an_operator_orders_a_session_to_move_and_its_owner_hears_of_it;
     the_ownership_watch_tells_every_change_of_owner;
     a_session_whose_owner_died_is_released_and_ends_after_its_recovery_window;
+    the_addresses_of_an_ended_session_leave_the_store_after_their_rest;
     a_devices_policy_binds_its_live_sessions_and_every_later_attach;
     a_token_bounds_the_device_that_it_enrols;
     two_replicas_together_order_just_what_evens_out_the_gateways;
@@ -677,4 +680,33 @@ async fn a_session_whose_owner_died_is_released_and_ends_after_its_recovery_wind
     }
     use wire::SessionPhase::{Owned, Released, Terminated};
     assert_eq!(phases, [Owned, Released, Terminated]);
+}
+
+async fn the_addresses_of_an_ended_session_leave_the_store_after_their_rest(harness: Harness) {
+    let pki = Pki::new();
+    let store = harness.open().await;
+    let server = Server::start(&pki, store.clone(), &[("policy.address_quarantine", "1s")]).await;
+    let gateway = Gateway::register(&pki, &server, "gw1").await;
+    gateway.keep_alive();
+    enrol(&pki, &server, DEVICE).await;
+    let ended = gateway.accepted(gateway.attach_request(DEVICE, "", 1)).await;
+    let lives = gateway.accepted(gateway.attach_request(DEVICE, "", 2)).await;
+    let (revision, taken) = jump_control::store::list(&*store, layout::ADDRESSES).await.unwrap();
+    assert_eq!(taken.len(), ended.inner_addresses.len() + lives.inner_addresses.len());
+    let mut addresses = store.watch(layout::ADDRESSES, revision);
+    let mut sessions = SessionServiceClient::new(server.channel(&pki, Some("operator-op")).await);
+    let end = wire::TerminateSessionRequest { session_id: ended.session_id, ..Default::default() };
+    sessions.terminate_session(end).await.unwrap();
+    let mut left: Vec<String> = taken.into_iter().map(|value| value.key).collect();
+    while left.len() > lives.inner_addresses.len() {
+        let batch = tokio::time::timeout(Duration::from_secs(20), addresses.next()).await;
+        for event in batch.expect("nothing releases the addresses").unwrap().unwrap().events {
+            if let Event::Delete { key, .. } = event {
+                left.retain(|address| *address != key);
+            }
+        }
+    }
+    for address in lives.inner_addresses {
+        assert!(left.iter().any(|key| key.ends_with(&format!("/{address}"))), "{address} is in use");
+    }
 }
