@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::lab::relay::Impairment;
 
+mod audited;
 pub mod compare;
 pub mod environment;
 pub mod html;

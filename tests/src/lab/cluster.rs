@@ -232,6 +232,21 @@ impl Cluster {
         self.run.path().join(format!("{name}.audit.json"))
     }
 
+    /// Every audit event that a program of the cluster exported so far, one a line.
+    ///
+    /// # Errors
+    /// When a file cannot be read.
+    pub fn audit_trail(&self) -> Result<String> {
+        let mut trail = String::new();
+        for entry in std::fs::read_dir(self.run.path())? {
+            let path = entry?.path();
+            if path.to_str().is_some_and(|path| path.contains(".audit.json")) {
+                trail.push_str(&std::fs::read_to_string(&path).with_context(|| path.display().to_string())?);
+            }
+        }
+        Ok(trail)
+    }
+
     /// Waits until a gateway has exported an audit event with this reason code.
     ///
     /// # Errors

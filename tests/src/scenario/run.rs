@@ -10,6 +10,7 @@ use jump_crypto::keys::DeviceSecret;
 use jump_session::client::Tuning;
 use rustix::process::Signal;
 
+use super::audited;
 use super::environment::Environment;
 use super::measure::{self, Fault};
 use super::report::{Done, Moment, Report, Verdict};
@@ -150,6 +151,9 @@ fn run_on(
         metrics.insert("flood.sent".into(), flooded as f64);
         metrics.insert("flood.amplification".into(), bytes.back as f64 / bytes.out.max(1) as f64);
     }
+    // Telemetry has told by now: what waits for company waits for milliseconds.
+    let trail = cluster.audit_trail()?;
+    audited::add(&mut metrics, &records, trail.lines());
     let mut violations = of_sessions(&records);
     if let Some(witness) = witness {
         violations.extend(check_histories(witness, &records, &reads.unwrap_or_default(), &mut metrics));
