@@ -25,7 +25,7 @@ test-rolling: ## Restarts all gateways and control replicas five times under 50 
 test-upgrade: ## Runs every mix of this build and another (BASE=revision, or BASE_DIR=its programs): attach, kill, drain, same session; as root
 	@scripts/install-deps.sh build demo etcd test
 	@$(CARGO) build --workspace --bins --locked --profile $(PROFILE)
-	@base="$(BASE_DIR)"; [ -n "$$base" ] || base=$$(scripts/build-base.sh "$(BASE)" $(PROFILE) "$(TARGET_DIR)"); \
+	@base="$(BASE_DIR)"; [ -n "$$base" ] || base=$$(scripts/build-base.sh "$(BASE)" $(PROFILE) "$(TARGET_DIR)") || exit; \
 	JUMP_TEST_BASE="$$base" $(CARGO) test --package jump-tests --locked --profile $(PROFILE) --test e2e_upgrade -- --ignored --nocapture
 
 bench-moves: ## Measures the gap of each change of path and the loss of drains, and judges them (CHANGES=n DRAINS=n); as root

@@ -5,14 +5,16 @@ set -eu
 cd "$(dirname "$0")/.."
 commit=$(git rev-parse --verify --quiet "$1^{commit}") || { echo "build-base: there is no revision $1" >&2; exit 2; }
 profile=$2
-out=$3/base/$commit-$profile
+# The build happens in another directory.
+target=$(mkdir -p "$3" && cd "$3" && pwd)
+out=$target/base/$commit-$profile
 if [ ! -x "$out/jumpctl" ]; then
     source=$(mktemp -d)
     trap 'git worktree remove --force "$source/tree" 2>/dev/null || true; rm -rf "$source"' EXIT
     git worktree add --detach --quiet "$source/tree" "$commit"
-    (cd "$source/tree" && CARGO_TARGET_DIR="$3/base/target" cargo build --workspace --bins --locked --profile "$profile") >&2
+    (cd "$source/tree" && CARGO_TARGET_DIR="$target/base/target" cargo build --workspace --bins --locked --profile "$profile") >&2
     case $profile in dev) built=debug ;; *) built=$profile ;; esac
     mkdir -p "$out"
-    for program in jump-control jump-gateway jump jumpctl; do cp "$3/base/target/$built/$program" "$out/"; done
+    for program in jump-control jump-gateway jump jumpctl; do cp "$target/base/target/$built/$program" "$out/"; done
 fi
 cd "$out" && pwd
