@@ -69,7 +69,9 @@ fn a_live_cluster_is_judged_by_what_happened_to_it_and_by_nothing_else() {
         texts.collect::<String>().contains("\"session_owner_changed\"")
     })
     .unwrap();
-    let judged = watch.end(&look(&cluster), &profile, Duration::from_secs(3)).unwrap();
+    let judged = watch
+        .end(&look(&cluster).into_iter().map(Some).collect::<Vec<_>>(), &profile, Duration::from_secs(3))
+        .unwrap();
 
     let held = |metric: &str| {
         let verdict = judged.verdicts.iter().find(|verdict| verdict.criterion.metric == metric);

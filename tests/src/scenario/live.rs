@@ -8,8 +8,10 @@ mod trail;
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::io::{Read as _, Seek as _, SeekFrom, Write as _};
-use std::net::TcpStream;
+use std::fs::File;
+use std::io::{Read as _, Seek as _, Write as _};
+use std::net::{TcpStream, ToSocketAddrs as _};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -60,9 +62,17 @@ impl Endpoint {
     /// When it does not answer with metrics.
     pub fn get(&self) -> Result<String> {
         let Self { authority, path } = self;
-        let mut stream =
-            TcpStream::connect(authority).with_context(|| format!("connecting to {authority}"))?;
+        let addresses = authority.to_socket_addrs().with_context(|| format!("looking up {authority}"))?;
+        let mut stream = Err(anyhow::anyhow!("{authority} has no address"));
+        for address in addresses {
+            stream = TcpStream::connect_timeout(&address, SCRAPE_MAX).map_err(Into::into);
+            if stream.is_ok() {
+                break;
+            }
+        }
+        let mut stream = stream.with_context(|| format!("connecting to {authority}"))?;
         stream.set_read_timeout(Some(SCRAPE_MAX))?;
+        stream.set_write_timeout(Some(SCRAPE_MAX))?;
         // HTTP/1.0 has no chunks: what comes is the text itself.
         write!(stream, "GET {path} HTTP/1.0\r\nHost: {authority}\r\n\r\n")?;
         let mut answer = String::new();
@@ -77,8 +87,76 @@ impl Endpoint {
 #[derive(Debug)]
 pub struct Watch {
     before: Vec<Scrape>,
-    /// Audit files with how long they were at the beginning.
-    audit: Vec<(PathBuf, u64)>,
+    audit: Vec<AuditFile>,
+}
+
+/// An audit file, held open: it may be renamed meanwhile, and another one begun in its place.
+#[derive(Debug)]
+struct AuditFile {
+    path: PathBuf,
+    file: File,
+    /// The whole lines that it held at the beginning.
+    past: String,
+    /// The beginning of a line whose end was not written yet.
+    begun: Vec<u8>,
+}
+
+impl AuditFile {
+    fn open(path: &Path) -> Result<Self> {
+        let read = || {
+            let mut file = File::open(path)?;
+            let mut past = Vec::new();
+            file.read_to_end(&mut past)?;
+            Ok::<_, std::io::Error>((file, past))
+        };
+        let (file, mut past) = read().with_context(|| format!("reading {}", path.display()))?;
+        let begun = past.split_off(past.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1));
+        let past = String::from_utf8_lossy(&past).into_owned();
+        Ok(Self { path: path.to_owned(), file, past, begun })
+    }
+
+    /// What was written since: the rest of the file that was open, and those that followed it. Returns it after the past.
+    fn finish(self) -> Result<(String, String)> {
+        let path = self.path.clone();
+        self.read_on().with_context(|| format!("reading {}", path.display()))
+    }
+
+    fn read_on(mut self) -> std::io::Result<(String, String)> {
+        let identity = |file: &File| file.metadata().map(|is| (is.dev(), is.ino()));
+        let ours = identity(&self.file)?;
+        // Opened before the old one is read: nothing is written to a file that was replaced.
+        let mut followers = Vec::new();
+        let newest = match File::open(&self.path) {
+            Ok(file) => Some(file),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
+            Err(error) => return Err(error),
+        };
+        if let Some(newest) = newest
+            && identity(&newest)? != ours
+        {
+            followers.push(newest);
+            // Between ours and the newest there may be more, PATH.1 the latest of them.
+            let numbered = |n: u32| PathBuf::from(format!("{}.{n}", self.path.display()));
+            let between = (1..).map_while(|n| File::open(numbered(n)).ok()).collect::<Vec<_>>();
+            let ids = between.iter().map(identity).collect::<std::io::Result<Vec<_>>>()?;
+            if let Some(at) = ids.iter().position(|id| *id == ours) {
+                followers.extend(between.into_iter().take(at));
+            }
+        }
+        let read_until = self.file.stream_position()?;
+        if self.file.metadata()?.len() < read_until {
+            // Emptied in place.
+            self.file.rewind()?;
+            self.begun.clear();
+        }
+        let mut bytes = self.begun;
+        self.file.read_to_end(&mut bytes)?;
+        for mut file in followers {
+            bytes.push(b'\n');
+            file.read_to_end(&mut bytes)?;
+        }
+        Ok((self.past, String::from_utf8_lossy(&bytes).into_owned()))
+    }
 }
 
 /// What was seen in it, and what that says of the criteria.
@@ -106,45 +184,41 @@ impl Watch {
     pub fn begin(texts: &[String], audit: &[PathBuf]) -> Result<Self> {
         ensure!(!texts.is_empty(), "no metrics endpoint");
         ensure!(!audit.is_empty(), "no audit file: without one nobody can say what happened");
-        let length = |path: &PathBuf| {
-            let file = std::fs::metadata(path).with_context(|| format!("reading {}", path.display()))?;
-            Ok((path.clone(), file.len()))
-        };
         Ok(Self {
             before: texts.iter().map(|text| Scrape::parse(text)).collect(),
-            audit: audit.iter().map(length).collect::<Result<_>>()?,
+            audit: audit.iter().map(|path| AuditFile::open(path)).collect::<Result<_>>()?,
         })
     }
 
     /// Ends: judges what happened since by `profile`. `lease` is the cluster's node lease: the audit trail sees a lost
     /// machine only when its lease has ended, and the time before that counts too.
     ///
+    /// An endpoint that does not answer any more has no text; what needs every endpoint is then not judged.
+    ///
     /// # Errors
-    /// When an audit file cannot be read.
-    pub fn end(self, texts: &[String], profile: &Scenario, lease: Duration) -> Result<Judgement> {
-        let after: Vec<_> = texts.iter().map(|text| Scrape::parse(text)).collect();
-        let mut lines = Vec::new();
-        for (path, from) in &self.audit {
-            lines.push(since(path, *from)?);
+    /// When an audit file cannot be read, or there are not as many texts as there were at the beginning.
+    pub fn end(self, texts: &[Option<String>], profile: &Scenario, lease: Duration) -> Result<Judgement> {
+        ensure!(texts.len() == self.before.len(), "another number of endpoints than at the beginning");
+        let after: Option<Vec<_>> = texts.iter().map(|text| text.as_deref().map(Scrape::parse)).collect();
+        let (mut pasts, mut lines) = (Vec::new(), Vec::new());
+        for file in self.audit {
+            let (past, since) = file.finish()?;
+            pasts.push(past);
+            lines.push(since);
         }
-        let (mut metrics, notes) = trail::read(lines.iter().flat_map(|text| text.lines()), lease);
-        metrics::add(&mut metrics, &self.before, &after);
+        let past = pasts.iter().flat_map(|text| text.lines());
+        let (mut metrics, mut notes) = trail::read(past, lines.iter().flat_map(|text| text.lines()), lease);
+        if let Some(after) = after {
+            metrics::add(&mut metrics, &self.before, &after);
+        } else {
+            let silent = texts.iter().filter(|text| text.is_none()).count();
+            notes.push(format!(
+                "{silent} of {} metrics endpoints did not answer at the end: nothing is judged by metrics",
+                texts.len()
+            ));
+        }
         Ok(judge(profile, metrics, notes))
     }
-}
-
-/// What a file has got since it was `from` bytes long; all of it when it was replaced meanwhile.
-fn since(path: &Path, from: u64) -> Result<String> {
-    let read = || {
-        let mut file = std::fs::File::open(path)?;
-        if file.metadata()?.len() >= from {
-            file.seek(SeekFrom::Start(from))?;
-        }
-        let mut text = String::new();
-        file.read_to_string(&mut text)?;
-        Ok::<_, std::io::Error>(text)
-    };
-    read().with_context(|| format!("reading {}", path.display()))
 }
 
 /// What every audit trail must hold, whatever the profile says.
@@ -169,9 +243,9 @@ fn judge(profile: &Scenario, metrics: BTreeMap<String, f64>, notes: Vec<String>)
         metrics.contains_key(&criterion.metric)
             && criterion.over.as_ref().is_none_or(|over| metrics.contains_key(over))
     };
-    let (seen, not_judged): (Vec<_>, Vec<_>) = profile.criteria.iter().partition(is_seen);
     let visibility = visibility();
-    let verdicts = seen.into_iter().chain(&visibility).map(|c| Verdict::of(c, &metrics)).collect();
+    let (seen, not_judged): (Vec<_>, Vec<_>) = profile.criteria.iter().chain(&visibility).partition(is_seen);
+    let verdicts = seen.into_iter().map(|c| Verdict::of(c, &metrics)).collect();
     Judgement {
         profile: profile.name.clone(),
         environment: Environment::capture(),
@@ -246,5 +320,50 @@ mod tests {
         assert_eq!(judged.not_judged.len(), 1);
         assert!(judged.passes(false) && !judged.passes(true));
         assert!(!judge(&profile, metrics(1.0), Vec::new()).passes(false));
+    }
+
+    #[test]
+    fn what_is_written_before_and_after_a_rotation_is_read_and_what_was_there_is_past() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.json");
+        let numbered = |n: u32| dir.path().join(format!("a.json.{n}"));
+        let write = |text: &str| {
+            let mut file = File::options().create(true).append(true).open(&path).unwrap();
+            file.write_all(text.as_bytes()).unwrap();
+        };
+        write("old\nbeg");
+        let watched = AuditFile::open(&path).unwrap();
+        write("un\nlast\n");
+        std::fs::rename(&path, numbered(1)).unwrap();
+        write("between\n");
+        std::fs::rename(numbered(1), numbered(2)).unwrap();
+        std::fs::rename(&path, numbered(1)).unwrap();
+        write("new\n");
+        let (past, since) = watched.finish().unwrap();
+        assert_eq!(past, "old\n");
+        let mut since: Vec<_> = since.lines().filter(|line| !line.is_empty()).collect();
+        since.sort_unstable();
+        assert_eq!(since, ["begun", "between", "last", "new"]);
+    }
+
+    #[test]
+    fn an_endpoint_that_is_silent_at_the_end_costs_what_it_would_have_told_and_not_the_verdict() {
+        let text = "name = 'x'\ntitle = 'x'\n[[devices]]\ncount = 1\n\
+                    [[criteria]]\nmetric = 'sessions.lost'\nmax = 0\n[[criteria]]\nmetric = 'attaches.rejected'\nmax = 0\n";
+        let profile = Scenario::parse(text, false).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.json");
+        std::fs::write(&path, "").unwrap();
+        let watch = Watch::begin(&[String::new(), String::new()], &[path]).unwrap();
+        let judged = watch.end(&[Some(String::new()), None], &profile, Duration::from_secs(3)).unwrap();
+        let names: Vec<_> = judged.not_judged.iter().map(|criterion| criterion.metric.as_str()).collect();
+        assert_eq!(names, ["attaches.rejected", "audit.dropped"]);
+        assert!(
+            judged
+                .verdicts
+                .iter()
+                .any(|verdict| verdict.criterion.metric == "sessions.lost" && verdict.holds)
+        );
+        assert!(judged.notes.iter().any(|note| note.contains("1 of 2")), "{:?}", judged.notes);
     }
 }

@@ -68,8 +68,9 @@ pub(super) fn add(metrics: &mut BTreeMap<String, f64>, before: &[Scrape], after:
     set("sessions.carried", total(after, "jump_gateway_sessions", ""));
     // Every replica sees all of them.
     let released = |scrape: &Scrape| scrape.sum("jump_control_sessions", "phase=\"released\"");
-    if let Some(most) = after.iter().filter_map(released).reduce(f64::max) {
-        set("sessions.not_back", most);
+    let most = |scrapes: &[Scrape]| scrapes.iter().filter_map(released).reduce(f64::max);
+    if let Some(now) = most(after) {
+        set("sessions.released", (now - most(before).unwrap_or(0.0)).max(0.0));
     }
     for (name, share) in [("attach.live.p50_ms", 0.5), ("attach.live.p99_ms", 0.99)] {
         if let Some(seconds) = percentile(before, after, share) {
@@ -81,12 +82,21 @@ pub(super) fn add(metrics: &mut BTreeMap<String, f64>, before: &[Scrape], after:
 /// The upper bound of the bucket that holds this share of the attaches accepted meanwhile; `None` without any.
 fn percentile(before: &[Scrape], after: &[Scrape], share: f64) -> Option<f64> {
     let mut counts: BTreeMap<u64, f64> = BTreeMap::new();
-    for (scrapes, sign) in [(before, -1.0), (after, 1.0)] {
-        for scrape in scrapes {
-            for (bound, count) in scrape.buckets("jump_control_attach_seconds", "outcome=\"accepted\"") {
-                // Bounds are positive, and so ordered as their bits are.
-                *counts.entry(bound.to_bits()).or_default() += sign * count;
-            }
+    let buckets = |scrape: &Scrape| {
+        let mut counts: BTreeMap<u64, f64> = BTreeMap::new();
+        for (bound, count) in scrape.buckets("jump_control_attach_seconds", "outcome=\"accepted\"") {
+            // Bounds are positive, and so ordered as their bits are.
+            *counts.entry(bound.to_bits()).or_default() += count;
+        }
+        counts
+    };
+    for (before, after) in before.iter().zip(after) {
+        let (old, new) = (buckets(before), buckets(after));
+        let was = |bound: &u64| old.get(bound).copied().unwrap_or(0.0);
+        // A bucket of a program that was started again may have caught up, while another shows the restart.
+        let is_new = new.iter().any(|(bound, count)| *count < was(bound));
+        for (bound, count) in &new {
+            *counts.entry(*bound).or_default() += if is_new { *count } else { count - was(bound) };
         }
     }
     let all = counts.values().copied().fold(0.0, f64::max);
@@ -100,7 +110,7 @@ mod tests {
 
     const BEFORE: &str = "# TYPE jump_control_attach_total counter\n\
         jump_control_attach_total{outcome=\"accepted\",reason=\"BIRTH\"} 5\n\
-        jump_control_sessions{phase=\"released\"} 0\n\
+        jump_control_sessions{phase=\"released\"} 1\n\
         jump_control_attach_seconds_bucket{outcome=\"accepted\",le=\"0.01\"} 5\n\
         jump_control_attach_seconds_bucket{outcome=\"accepted\",le=\"0.1\"} 5\n\
         jump_control_attach_seconds_bucket{outcome=\"accepted\",le=\"+Inf\"} 5\n\
@@ -108,7 +118,7 @@ mod tests {
     const AFTER: &str = "jump_control_attach_total{outcome=\"accepted\",reason=\"BIRTH\"} 5\n\
         jump_control_attach_total{outcome=\"accepted\",reason=\"PATH_REFUSED\"} 10\n\
         jump_control_attach_total{outcome=\"rejected\",reason=\"CONFLICT\"} 1\n\
-        jump_control_sessions{phase=\"released\"} 2\n\
+        jump_control_sessions{phase=\"released\"} 3\n\
         jump_control_attach_seconds_bucket{outcome=\"accepted\",le=\"0.01\"} 11\n\
         jump_control_attach_seconds_bucket{outcome=\"accepted\",le=\"0.1\"} 15\n\
         jump_control_attach_seconds_bucket{outcome=\"accepted\",le=\"+Inf\"} 15\n\
@@ -119,7 +129,7 @@ mod tests {
         let mut metrics = BTreeMap::new();
         add(&mut metrics, &[Scrape::parse(BEFORE)], &[Scrape::parse(AFTER)]);
         assert_eq!((metrics["attaches.accepted"], metrics["attaches.rejected"]), (10.0, 1.0));
-        assert_eq!((metrics["sessions.carried"], metrics["sessions.not_back"]), (7.0, 2.0));
+        assert_eq!((metrics["sessions.carried"], metrics["sessions.released"]), (7.0, 2.0));
         assert_eq!((metrics["attach.live.p50_ms"], metrics["attach.live.p99_ms"]), (10.0, 100.0));
     }
 
@@ -130,5 +140,19 @@ mod tests {
         add(&mut metrics, &[scrape(50)], &[scrape(2)]);
         assert_eq!(metrics["audit.dropped"], 2.0);
         assert!(!metrics.contains_key("attach.live.p99_ms"));
+    }
+
+    #[test]
+    fn percentiles_of_a_replica_that_was_started_again_are_those_of_its_new_run() {
+        let scrape = |fast: u32, all: u32| {
+            let bucket = |le, count| {
+                format!("jump_control_attach_seconds_bucket{{outcome=\"accepted\",le=\"{le}\"}} {count}\n")
+            };
+            Scrape::parse(&(bucket("0.01", fast) + &bucket("0.1", all) + &bucket("+Inf", all)))
+        };
+        let mut metrics = BTreeMap::new();
+        // One replica goes on and sees ten slow ones; the other forgets a thousand and sees thirty fast ones.
+        add(&mut metrics, &[scrape(5, 5), scrape(0, 1000)], &[scrape(5, 15), scrape(30, 30)]);
+        assert_eq!((metrics["attach.live.p50_ms"], metrics["attach.live.p99_ms"]), (10.0, 100.0));
     }
 }
