@@ -16,9 +16,6 @@ use jump_transport::clock::boottime_nanos;
 use crate::context::Orders;
 use crate::dataplane::{Answered, Command, DropReason, INIT_STALE, InitJob};
 
-/// How far these threads give way to the data plane, in steps of the scheduler's priority.
-const NICENESS: i32 = 10;
-
 /// Gives the addresses that an `AttachReply` carries.
 pub type RosterSource = Arc<dyn Fn(usize) -> Vec<SocketAddr> + Send + Sync>;
 
@@ -30,8 +27,6 @@ pub fn answer_inits(
     mut entropy: Box<dyn Entropy>,
     orders: &Orders,
 ) {
-    // Packets of those that are there come before the handshakes of those that want in. Refused: nothing changes.
-    let _ = rustix::process::nice(NICENESS);
     let mut recent = RecentInits::new();
     while let Ok(job) = jobs.recv() {
         let index = job.index;

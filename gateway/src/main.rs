@@ -15,10 +15,6 @@ use jump_telemetry::trace::TraceConfig;
 use jump_transport::tun::Tun;
 use tokio::signal::unix::{SignalKind, signal};
 
-/// How far the runtime's threads give way to the data plane, in steps of the scheduler's priority: on a core that both want
-/// they keep a quarter, which is plenty for renewals.
-const RUNTIME_NICENESS: i32 = 5;
-
 /// The gateway of Jumping VPN
 #[derive(Debug, Parser)]
 #[command(name = "jump-gateway", version)]
@@ -150,14 +146,8 @@ fn work(flags: &Flags) -> Result<(), Failure> {
     let pipe = std::io::stdout().as_fd().try_clone_to_owned().map_err(internal)?;
     let heart = Heart::new(pipe).map_err(internal)?;
     let inheritance = Inheritance { tun, heart, reaped: Incarnation(reaped) };
-    // Reckoned once: a thread that another one of the runtime starts would give way twice.
-    let niceness = rustix::process::getpriority_process(None).unwrap_or(0) + RUNTIME_NICENESS;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
-        // Calls to control give way to packets, as handshakes do. Refused: nothing changes.
-        .on_thread_start(move || {
-            let _ = rustix::process::setpriority_process(None, niceness);
-        })
         .enable_all()
         .build()
         .map_err(internal)?;

@@ -76,7 +76,7 @@ pub fn merge(mut old: Vec<Kept>, new: Vec<Kept>) -> Vec<Kept> {
 }
 
 /// The table. What had to be nothing and was nothing is one row of each scenario; bounds that say the same are one row,
-/// with the worst value.
+/// with the worst value. What did not have to be measured and was not is no row.
 pub fn markdown(results: &[Kept]) -> String {
     let mut text =
         String::from("| Scenario | What must hold | Measured | Bound | |\n|---|---|---|---|---|\n");
@@ -86,7 +86,8 @@ pub fn markdown(results: &[Kept]) -> String {
         let nothing: Vec<_> = kept.verdicts.iter().filter(|v| is_nothing(v)).map(says).collect();
         let mut worst: BTreeMap<(usize, String), &Verdict> = BTreeMap::new();
         let mut order: Vec<(String, String)> = Vec::new();
-        for verdict in kept.verdicts.iter().filter(|v| !is_nothing(v)) {
+        let is_judged = |v: &Verdict| v.value.is_some() || !v.holds;
+        for verdict in kept.verdicts.iter().filter(|v| !is_nothing(v) && is_judged(v)) {
             let row = (says(verdict).to_owned(), bound(&verdict.criterion));
             let place = order.iter().position(|have| *have == row).unwrap_or_else(|| {
                 order.push(row.clone());
@@ -195,6 +196,8 @@ mod tests {
             verdict(7.0, 5.0, "gap"),
             verdict(4.0, 5.0, "gap"),
             verdict(0.0, 0.0, "lost"),
+            Verdict { value: None, ..verdict(0.0, 9.0, "witnessed") },
+            Verdict { value: None, holds: false, ..verdict(0.0, 9.0, "answered") },
         ];
         let environment = Environment {
             date: "d".into(),
@@ -221,5 +224,7 @@ mod tests {
         assert!(table.contains("| s | gap | 7 ms | ≤ 5 ms | **broken** |"), "{table}");
         assert!(table.contains("|  | lost | 0 | 0 each | held |"), "{table}");
         assert_eq!(table.matches("gap").count(), 1, "{table}");
+        assert!(!table.contains("witnessed"), "{table}");
+        assert!(table.contains("|  | answered | not measured | ≤ 9 ms | **broken** |"), "{table}");
     }
 }
