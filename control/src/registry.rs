@@ -356,6 +356,7 @@ mod tests {
     use async_trait::async_trait;
 
     use super::*;
+    use crate::store::{EmbeddedStore, Page, Snapshot, Store, WatchStream};
 
     #[test]
     fn the_claims_of_all_gateways_together_stay_within_their_bound_and_every_gateway_has_one() {
@@ -365,7 +366,6 @@ mod tests {
             assert!(gateways * claims_each(gateways) <= CLAIMS_MAX, "{gateways}");
         }
     }
-    use crate::store::{EmbeddedStore, Page, Snapshot, Store, WatchStream};
 
     /// Notes which leases were renewed.
     #[derive(Debug)]
