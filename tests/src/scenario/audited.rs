@@ -1,9 +1,8 @@
 //! Whether the audit events of a run tell what its devices saw.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, HashSet};
 
-use serde_json::Value;
-
+use super::live::trail::{Event, missing};
 use crate::lab::fleet::Record;
 
 /// Adds `audit.told`, the share of attaches whose new owner an event of control tells of, and `audit.missing`, the numbers
@@ -13,20 +12,13 @@ pub(super) fn add<'a>(
     records: &[Record],
     lines: impl Iterator<Item = &'a str>,
 ) {
-    let (mut owners, mut numbers) = (HashSet::new(), BTreeMap::<String, BTreeSet<u64>>::new());
-    for event in lines.filter_map(|line| serde_json::from_str::<Value>(line).ok()) {
-        let ours = &event["unmapped"];
-        let (run, sequence) = (ours["run"].as_str(), event["metadata"]["sequence"].as_u64());
-        if let (Some(run), Some(sequence)) = (run, sequence) {
-            numbers.entry(run.to_owned()).or_default().insert(sequence);
-        }
-        if ours["component"] == "control"
-            && (ours["action"] == "session_born" || ours["action"] == "session_owner_changed")
-            && let (Some(session), Some(epoch)) = (ours["session"].as_str(), ours["epoch"].as_u64())
-        {
-            owners.insert((session.to_owned(), epoch));
-        }
-    }
+    let events: Vec<Event> =
+        lines.filter_map(|line| Event::read(line, false)).map(|(_, event)| event).collect();
+    let owners: HashSet<(String, u64)> = events
+        .iter()
+        .filter(|event| event.is_owner())
+        .map(|event| (event.session.clone(), event.epoch))
+        .collect();
     let attaches: Vec<(String, u64)> = records
         .iter()
         .filter_map(|record| Some((record.session?.to_string(), &record.attaches)))
@@ -36,11 +28,7 @@ pub(super) fn add<'a>(
         let told = attaches.iter().filter(|attach| owners.contains(attach)).count();
         metrics.insert("audit.told".into(), told as f64 / attaches.len() as f64);
     }
-    let gap = |of: &BTreeSet<u64>| match (of.first(), of.last()) {
-        (Some(first), Some(last)) => (last - first + 1).saturating_sub(of.len() as u64),
-        _ => 0,
-    };
-    metrics.insert("audit.missing".into(), numbers.values().map(gap).sum::<u64>() as f64);
+    metrics.insert("audit.missing".into(), missing(&events) as f64);
 }
 
 #[cfg(test)]
@@ -72,7 +60,8 @@ mod tests {
             Record { session: Some(session), attaches: (1..=4).map(attach).collect(), ..Record::default() };
         let event = |component: &str, action: &str, epoch: u64, sequence: u64| {
             serde_json::json!({
-                "metadata": {"sequence": sequence},
+                "time": 1,
+                "metadata": {"uid": sequence.to_string(), "sequence": sequence},
                 "unmapped": {
                     "run": component, "component": component, "action": action,
                     "session": session.to_string(), "epoch": epoch,

@@ -4,7 +4,7 @@
 //! neither source can tell is not judged, and the verdict says so.
 
 mod metrics;
-mod trail;
+pub(in crate::scenario) mod trail;
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;

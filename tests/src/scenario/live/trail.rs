@@ -18,7 +18,7 @@ const SAME_END_MS: u64 = 5_000;
 
 /// The part of an event that is read here.
 #[derive(Debug, Clone)]
-struct Event {
+pub(in crate::scenario) struct Event {
     at_ms: u64,
     /// Whether it was written before the watch began: it tells who owned what, and counts for nothing else.
     is_past: bool,
@@ -26,9 +26,9 @@ struct Event {
     component: String,
     run: String,
     sequence: u64,
-    session: String,
+    pub(in crate::scenario) session: String,
     device: String,
-    epoch: u64,
+    pub(in crate::scenario) epoch: u64,
     node: String,
     from_node: String,
     reason: Option<Reason>,
@@ -36,7 +36,7 @@ struct Event {
 }
 
 impl Event {
-    fn read(line: &str, is_past: bool) -> Option<(String, Self)> {
+    pub(in crate::scenario) fn read(line: &str, is_past: bool) -> Option<(String, Self)> {
         let event: Value = serde_json::from_str(line).ok()?;
         let ours = &event["unmapped"];
         let text = |name: &str| ours[name].as_str().unwrap_or_default().to_owned();
@@ -62,7 +62,7 @@ impl Event {
     }
 
     /// Whether it says that `node` became the session's owner.
-    fn is_owner(&self) -> bool {
+    pub(in crate::scenario) fn is_owner(&self) -> bool {
         self.component == "control"
             && matches!(self.action.as_str(), "session_born" | "session_owner_changed")
     }
@@ -128,7 +128,7 @@ pub(super) fn read<'a>(
 
 /// Numbers of events that no file has, from each run's last one before the watch (its first one, when it began in it) to
 /// its last one.
-fn missing(events: &[Event]) -> usize {
+pub(in crate::scenario) fn missing(events: &[Event]) -> usize {
     let mut numbers: BTreeMap<&str, (BTreeSet<u64>, u64)> = BTreeMap::new();
     for event in events {
         let (seen, last_past) = numbers.entry(&event.run).or_default();
