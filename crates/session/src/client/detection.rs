@@ -250,10 +250,14 @@ impl Detector {
         at
     }
 
-    /// How long one probe is waited for.
+    /// How long one probe is waited for: the longest that a round trip is expected to take.
     pub(crate) fn probe_timeout(&self) -> Duration {
-        (self.expected() * 3)
-            .clamp(self.patience.probe_floor, Self::PROBE_CEILING.max(self.patience.probe_floor))
+        self.expected().clamp(self.patience.probe_floor, Self::PROBE_CEILING.max(self.patience.probe_floor))
+    }
+
+    /// As long as a path takes to die of three unanswered probes: quiet for that long, it is steady again.
+    pub(crate) fn quiet_interval(&self) -> Duration {
+        self.probe_timeout() * u32::from(Self::PROBES_MAX)
     }
 
     /// Since when the path owes an answer; when it owes none, when it last gave one.
@@ -314,11 +318,21 @@ mod tests {
     }
 
     #[test]
-    fn a_long_round_trip_makes_the_detector_patient() {
-        let mut detector = detector(MS * 200);
-        detector.sent(MS * 1000);
-        let (dead, _) = until_dead(&mut detector, MS * 1000);
-        assert!(dead > MS * 1000 + MS * 200 * 9, "dead after {dead:?}");
+    fn a_long_round_trip_makes_the_detector_patient_and_not_slow() {
+        let mut settled = detector(MS * 200);
+        settled.sent(MS * 1000);
+        let (dead, probes) = until_dead(&mut settled, MS * 1000);
+        assert_eq!(probes, 3);
+        assert!(
+            dead >= MS * 1000 + MS * 200 * 4,
+            "dead after {dead:?}, before three answers could have come"
+        );
+        assert!(dead <= MS * 1000 + MS * 200 * 5, "dead after {dead:?}");
+        // One sample says little about the next: three round trips each, and no more.
+        let mut young = Detector::new(Patience::default(), Duration::ZERO, None);
+        young.sample(MS * 300);
+        young.sent(MS * 1000);
+        assert_eq!(until_dead(&mut young, MS * 1000), (MS * (1000 + 4 * 900), 3));
     }
 
     #[test]
