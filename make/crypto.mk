@@ -5,12 +5,12 @@ bench-crypto: ## Measures handshake, records, window and gates, and tests the co
 	$(CARGO) bench --locked -p jump-crypto --bench crypto
 	$(CARGO) bench --locked -p jump-crypto --bench constant_time
 
-crypto-vectors: ## Checks the crypto test vectors with an independent implementation (Python, cryptography)
-	$(CARGO) test --locked -p jump-crypto --test vectors
+crypto-vectors: ## Checks the published test vectors of messages and frames with an independent implementation (Python, cryptography)
+	$(CARGO) test --locked -p jump-crypto -p jump-session --test vectors --test frames
 	@python3 scripts/check-crypto-vectors.py
 
 crypto-fixtures: ## Writes the published vectors and the seeds of the fuzz corpus anew, after a change of the protocol
-	$(CARGO) test --locked -p jump-crypto --test vectors -- --ignored write_the
+	$(CARGO) test --locked -p jump-crypto -p jump-session --test vectors --test frames -- --ignored write_the
 	JUMP_WRITE_CORPUS=1 $(CARGO) test --locked -p jump-crypto --test corpus
 
 crypto-model: ## Verifies the symbolic model of handshake and attach with Verifpal (builds it on first use)

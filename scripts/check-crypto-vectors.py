@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Recomputes crates/crypto/vectors/v1.json from docs/protocol.md alone.
+"""Recomputes crates/crypto/vectors/v1.json and crates/session/vectors/frames.json from docs/protocol.md alone.
 
 A second implementation of every message, written from the document with another library's primitives (the Python package
 `cryptography`): it shares no code with the crate. Prints what it checked; exits with 1 at the first difference.
@@ -264,5 +264,64 @@ for counter, verdict in V["replay_window"]:
         sys.exit(f"replay window: {counter} is {verdict}, not {expected}")
     accepted.add(counter) if verdict == "accepted" else None
     checked += 1
+
+
+
+def endpoint(text):
+    host, port = text.rsplit(":", 1)
+    return ip(host.strip("[]")) + be(int(port), 2)
+
+
+def ip(text):
+    packed = ipaddress.ip_address(text)
+    return bytes([packed.version]) + packed.packed
+
+
+def listed(items, write):
+    return bytes([len(items)]) + b"".join(map(write, items))
+
+
+def route(text):
+    net, length = text.split("/")
+    return ip(net) + bytes([int(length)])
+
+
+def sized(data):
+    return be(len(data), 2) + data
+
+
+def accepted_body(a):
+    return b"".join([
+        b"\1", unhex(a["session"]), be(a["epoch"], 8), unhex(a["correlation"]), be(a["mtu"], 2),
+        be(a["switches_per_minute_max"], 2),
+        *(be(a[f"{time}_ms"], 8) for time in ("switch_cooldown", "recovery_window", "expires_in", "lease")),
+        sized(unhex(a["grant"])), listed(a["inner"], ip), listed(a["routes"], route), listed(a["dns"], ip),
+        listed(a["roster"], endpoint), listed(a["doors"], lambda d: bytes([d["transport"]]) + be(d["port"], 2)),
+    ])
+
+
+def frame(f):
+    if r := f.get("rejected"):
+        numbers = be(r["current_epoch"], 8) + be(r["current_attach_seq"], 8) + be(r["retry_after_ms"], 8)
+        return b"\2\2" + be(r["reason"], 2) + numbers
+    match f["frame"]:
+        case "Confirm": return b"\x01"
+        case "AttachResult": return b"\x02" + accepted_body(f["accepted"])
+        case "Ping": return b"\x03" + be(f["id"], 8)
+        case "Pong": return b"\x04" + be(f["id"], 8) + be(f["received"], 8) + be(f["newest"], 8)
+        case "PathChallenge": return b"\x05" + unhex(f["token"])
+        case "PathResponse": return b"\x06" + unhex(f["token"])
+        case "Migrate": return b"\x07" + be(f["reason"], 2) + listed(f["targets"], endpoint)
+        case "Terminated": return b"\x08" + be(f["reason"], 2)
+        case "Close": return b"\x09" + be(f["reason"], 2)
+        case "MtuProbe": return (b"\x0a" + be(f["id"], 8) + be(f["mtu"], 2)).ljust(f["length"], b"\0")
+        case "Bound": return b"\x0b" + be(f["binding"], 8)
+        case "Keys": return b"\x0c" + sized(unhex(f["key_set"]))
+        case "Pending": return b"\x0d"
+        case "MtuAnswer": return (b"\x0e" + be(f["id"], 8) + be(f["mtu_max"], 2)).ljust(f["length"], b"\0")
+
+
+for f in json.loads((ROOT / "crates/session/vectors/frames.json").read_text()):
+    same(f["frame"], frame(f), f["bytes"])
 
 print(f"check-crypto-vectors: {checked} values agree with an independent computation")

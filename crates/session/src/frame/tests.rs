@@ -164,35 +164,6 @@ proptest! {
 }
 
 #[test]
-fn the_byte_layout_is_the_documented_one() {
-    let hex = |frame: &Frame| encoded(frame).iter().map(|byte| format!("{byte:02x}")).collect::<String>();
-    assert_eq!(hex(&Frame::Confirm), "01");
-    assert_eq!(hex(&Frame::Pending), "0d");
-    assert_eq!(hex(&Frame::Ping { id: 0x0102 }), "030000000000000102");
-    assert_eq!(hex(&Frame::PathResponse { token: *b"abcdefgh" }), "066162636465666768");
-    assert_eq!(hex(&Frame::Terminated { reason: Reason::KeyRevoked }), "080017");
-    assert_eq!(hex(&Frame::MtuProbe { id: 1, mtu: 0, len: 12 }), "0a0000000000000001000000");
-    assert_eq!(hex(&Frame::MtuProbe { id: 1, mtu: 1280, len: 12 }), "0a0000000000000001050000");
-    assert_eq!(hex(&Frame::MtuAnswer { id: 1, mtu_max: 1360, len: 12 }), "0e0000000000000001055000");
-    assert_eq!(hex(&Frame::Keys { key_set: vec![1, 3, 7] }), "0c0003010307");
-    let targets = vec!["192.0.2.1:51820".parse().unwrap(), "[2001:db8::1]:443".parse().unwrap()];
-    assert_eq!(
-        hex(&Frame::Migrate { reason: Reason::GatewayDraining, targets }),
-        "07000502 04c0000201ca6c 0620010db800000000000000000000000101bb".replace(' ', "")
-    );
-    let rejected = AttachResult::Rejected {
-        reason: Reason::StaleAttempt,
-        current_epoch: Epoch(3),
-        current_attach_seq: AttachSeq(7),
-        retry_after: Duration::from_millis(256),
-    };
-    assert_eq!(
-        hex(&Frame::AttachResult(Box::new(rejected))),
-        "0202 0014 0000000000000003 0000000000000007 0000000000000100".replace(' ', "")
-    );
-}
-
-#[test]
 fn lists_and_numbers_beyond_their_bounds_are_neither_written_nor_read() {
     let target: SocketAddr = "192.0.2.1:1".parse().unwrap();
     let many = Frame::Migrate { reason: Reason::GatewayDraining, targets: vec![target; ROSTER_MAX + 1] };
