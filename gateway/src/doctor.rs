@@ -1,11 +1,14 @@
 //! `jump-gateway doctor`: whether this machine and these settings can carry sessions.
 
+use std::io;
+use std::net::{IpAddr, Ipv4Addr};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use jump_doctor::{Finding, Report, file, host};
+use jump_session::path::Transport;
 
-use crate::config::{Config, ConfigErrors, Flags};
-use crate::identity;
+use crate::config::{Config, ConfigErrors, Doorway, Flags};
+use crate::{conntrack, identity};
 
 /// The release that the wall clock must not lie before: 2026-01-01.
 const RELEASED: u64 = 1_767_225_600;
@@ -53,6 +56,27 @@ fn settings(errors: &ConfigErrors) -> Finding {
     )
 }
 
+fn door_port(doorway: &Doorway) -> Finding {
+    match doorway.transport {
+        Transport::Udp => host::udp_port("client-port", doorway.listen),
+        Transport::Quic => host::udp_port("quic-port", doorway.listen),
+        Transport::Tcp => host::tcp_port("tcp-port", doorway.listen),
+        Transport::Tls => host::tcp_port("tls-port", doorway.listen),
+    }
+}
+
+/// Anchored egress reads which flows the kernel translates.
+fn connection_table(looked: io::Result<usize>) -> Finding {
+    match looked {
+        Ok(_) => Finding::fine("connection-table", "the connection tracking table can be read"),
+        Err(error) => Finding::problem(
+            "connection-table",
+            format!("the connection tracking table cannot be read, so no flow would be anchored: {error}"),
+            "load the module nf_conntrack_netlink and grant CAP_NET_ADMIN, or set egress.anchored = false",
+        ),
+    }
+}
+
 fn examine_settings(config: &Config, now: u64, report: &mut Report) {
     let make = MAKE.replace("NODE", config.node.as_str());
     report.push(file::secret("node-key", &config.tls.key, &make));
@@ -65,8 +89,44 @@ fn examine_settings(config: &Config, now: u64, report: &mut Report) {
     });
     report.push(host::udp_port("client-port", config.listen));
     report.push(host::udp_port("mesh-port", config.mesh_listen));
+    for doorway in &config.doorways {
+        report.push(door_port(doorway));
+    }
     report.push(host::tcp_port("metrics-port", config.metrics_listen));
+    if config.egress.anchored {
+        report.push(connection_table(conntrack::open_flows(&[IpAddr::V4(Ipv4Addr::LOCALHOST)])));
+    }
     for endpoint in &config.control {
         report.push(host::reachable("control", endpoint));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use jump_doctor::Level;
+
+    use super::*;
+
+    #[test]
+    fn a_connection_table_that_cannot_be_read_is_a_problem_with_a_way_out() {
+        let finding = connection_table(Err(io::Error::from(io::ErrorKind::PermissionDenied)));
+        assert_eq!(finding.level, Level::Problem);
+        assert!(finding.fix.contains("egress.anchored"), "{}", finding.fix);
+        assert_eq!(connection_table(Ok(0)).level, Level::Fine);
+    }
+
+    #[test]
+    fn each_door_is_tried_by_the_protocol_that_carries_it() -> io::Result<()> {
+        let taken = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+        let listen = taken.local_addr()?;
+        let found = |transport| door_port(&Doorway { transport, listen, port: listen.port() });
+        for (transport, check) in [(Transport::Tcp, "tcp-port"), (Transport::Tls, "tls-port")] {
+            assert_eq!((found(transport).check, found(transport).level), (check, Level::Warning));
+        }
+        let held = std::net::UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?;
+        let listen = held.local_addr()?;
+        let quic = door_port(&Doorway { transport: Transport::Quic, listen, port: listen.port() });
+        assert_eq!((quic.check, quic.level), ("quic-port", Level::Warning));
+        Ok(())
     }
 }

@@ -9,6 +9,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use serde::{Deserialize, Serialize};
 
+use crate::lab::fleet::Burst;
 use crate::lab::relay::Impairment;
 
 mod audited;
@@ -125,6 +126,13 @@ pub struct Devices {
     /// Length of a probe's inner packet.
     #[serde(default = "probe_bytes")]
     pub probe_bytes: usize,
+    /// Probes that come together, `probe_ms` apart, before the device thinks; 0 for probes without a pause.
+    #[serde(default)]
+    pub burst: u32,
+    /// How long a device thinks between two bursts on average, in milliseconds; drawn anew each time
+    /// ([`Burst`](crate::lab::fleet::Burst)).
+    #[serde(default)]
+    pub think_ms: u64,
     /// Whether they are there for what they do to the others: their own work gives way to everybody else's.
     #[serde(default)]
     pub aside: bool,
@@ -336,6 +344,10 @@ impl Scenario {
     fn check(&self) -> Result<()> {
         ensure!(!self.devices.is_empty(), "devices: at least one group");
         ensure!(self.devices.len() < crate::lab::fleet::GROUPS_MAX, "devices: too many groups");
+        ensure!(
+            self.devices.iter().all(|group| (group.burst > 0) == (group.think_ms > 0)),
+            "devices: burst and think_ms go together"
+        );
         ensure!((1..=9).contains(&self.topology.gateways), "topology.gateways: 1 to 9");
         ensure!(
             self.topology.gateways_started.is_none_or(|n| (1..=self.topology.gateways).contains(&n)),
@@ -357,11 +369,18 @@ impl Scenario {
         ensure!(windows.iter().all(|time| (0.0..=86_400.0).contains(time)), "times: 0 to 86400 seconds");
         Ok(())
     }
+}
 
-    /// The probes' interval of the group that probes most often; one second when none does.
-    pub fn probe_interval(&self) -> Duration {
-        let least = self.devices.iter().map(|group| group.probe_ms).filter(|ms| *ms > 0).min();
-        Duration::from_millis(least.unwrap_or(1000))
+impl Devices {
+    /// The longest time between two probes of one device; zero when it sends none.
+    pub fn pause_max(&self) -> Duration {
+        Duration::from_millis(self.probe_ms)
+            + self.traffic_burst().map_or(Duration::ZERO, |burst| burst.think_max())
+    }
+
+    /// Its bursts, when it thinks between them.
+    pub fn traffic_burst(&self) -> Option<Burst> {
+        (self.burst > 0).then(|| Burst { probes: self.burst, think: Duration::from_millis(self.think_ms) })
     }
 }
 

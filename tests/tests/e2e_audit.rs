@@ -429,6 +429,7 @@ fn receivers_that_stand_still_refuse_or_die_reach_no_session_and_every_drop_is_c
     let std::net::SocketAddr::V4(to) = echo.address() else { panic!("an IPv4 lab") };
     let traffic = Traffic {
         every: Some(Duration::from_millis(50)),
+        burst: None,
         length: 100,
         to,
         gap_above: Duration::from_millis(500),

@@ -233,7 +233,8 @@ impl Site {
     fn attach(&mut self, arguments: &Arguments) -> Result<(f64, f64, f64)> {
         let network = &self.cluster.network;
         let SocketAddr::V4(to) = network.inner.lan_socket(7) else { bail!("an IPv4 lab") };
-        let traffic = Traffic { every: None, length: 100, to, gap_above: Duration::from_secs(1) };
+        let traffic =
+            Traffic { every: None, burst: None, length: 100, to, gap_above: Duration::from_secs(1) };
         // Nobody asks twice: what is measured is the work for one attach each.
         let tuning = Tuning { reply_timeout: Duration::from_secs(5), ..Tuning::default() };
         let devices = arguments.devices;

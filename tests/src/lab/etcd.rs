@@ -1,12 +1,14 @@
 //! A real etcd cluster of one or three nodes.
 
 use std::path::Path;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 
+use super::namespace::run;
 use super::network::Host;
-use super::process::Process;
+use super::process::{Mark, Process};
 
 /// The port clients talk to.
 pub const CLIENT_PORT: u16 = 2379;
@@ -35,16 +37,7 @@ impl Etcd {
             .map(|(i, h)| format!("etcd{}=http://{}:{PEER_PORT}", i + 1, h.wan))
             .collect();
         let members = members.join(",");
-        let nodes = hosts
-            .iter()
-            .enumerate()
-            .map(|(i, host)| start_node(host, &format!("etcd{}", i + 1), &members, dir))
-            .collect::<Result<Vec<_>>>()?;
-        for node in &nodes {
-            node.wait_for("that it serves", super::process::Mark::default(), START_MAX, |line| {
-                line.contains("serving client traffic")
-            })?;
-        }
+        let nodes = start_nodes(hosts, &members, dir)?;
         let endpoints = hosts.iter().map(|h| format!("http://{}:{CLIENT_PORT}", h.wan)).collect();
         Ok(Self { nodes, endpoints, members })
     }
@@ -55,10 +48,43 @@ impl Etcd {
     /// When it does not serve in time.
     pub fn restart(&mut self, i: usize, host: &Host, dir: &Path) -> Result<()> {
         let node = start_node(host, &format!("etcd{}", i + 1), &self.members, dir)?;
-        node.wait_for("that it serves", super::process::Mark::default(), START_MAX, |line| {
-            line.contains("serving client traffic")
-        })?;
+        serves(&node)?;
         self.nodes[i] = node;
+        Ok(())
+    }
+
+    /// Saves what the cluster holds, as the node of `host` has it.
+    ///
+    /// # Errors
+    /// When etcdctl is missing or refuses.
+    pub fn save(&self, host: &Host, snapshot: &Path) -> Result<()> {
+        let mut command = etcdctl(host);
+        command.args(["--endpoints", &format!("http://{}:{CLIENT_PORT}", host.wan), "snapshot", "save"]);
+        run(command.arg(snapshot))
+    }
+
+    /// Kills every node and starts the cluster anew with what `snapshot` holds; what came after it is forgotten.
+    ///
+    /// # Errors
+    /// When etcdctl is missing or refuses, or no leader is elected in time.
+    pub fn restore(&mut self, hosts: &[Host], dir: &Path, snapshot: &Path) -> Result<()> {
+        self.nodes.iter_mut().for_each(Process::kill);
+        self.nodes.clear();
+        for (i, host) in hosts.iter().enumerate() {
+            let name = format!("etcd{}", i + 1);
+            let data = dir.join(format!("{name}.data"));
+            std::fs::remove_dir_all(&data)?;
+            let mut command = etcdctl(host);
+            command
+                .args(["snapshot", "restore"])
+                .arg(snapshot)
+                .args(["--name", &name, "--data-dir"])
+                .arg(data);
+            command.args(["--initial-cluster", &self.members, "--initial-cluster-token", "restored"]);
+            let peer = format!("http://{}:{PEER_PORT}", host.wan);
+            run(command.args(["--initial-advertise-peer-urls", &peer]))?;
+        }
+        self.nodes = start_nodes(hosts, &self.members, dir)?;
         Ok(())
     }
 
@@ -85,6 +111,26 @@ impl Etcd {
     pub fn endpoints(&self) -> &[String] {
         &self.endpoints
     }
+}
+
+/// Starts one node per host, and waits until all of them serve: none does before there are enough.
+fn start_nodes(hosts: &[Host], members: &str, dir: &Path) -> Result<Vec<Process>> {
+    let start = |(i, host)| start_node(host, &format!("etcd{}", i + 1), members, dir);
+    let nodes: Vec<_> = hosts.iter().enumerate().map(start).collect::<Result<_>>()?;
+    nodes.iter().try_for_each(serves)?;
+    Ok(nodes)
+}
+
+fn serves(node: &Process) -> Result<()> {
+    let says = |line: &str| line.contains("serving client traffic");
+    node.wait_for("that it serves", Mark::default(), START_MAX, says)?;
+    Ok(())
+}
+
+fn etcdctl(host: &Host) -> Command {
+    let mut command = host.namespace.command(Path::new("etcdctl"));
+    command.env("ETCDCTL_API", "3");
+    command
 }
 
 fn start_node(host: &Host, name: &str, members: &str, dir: &Path) -> Result<Process> {

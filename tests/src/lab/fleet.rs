@@ -31,7 +31,7 @@ pub mod packet;
 pub mod record;
 
 pub use crowd::Crowd;
-pub use device::{PROBE_MAX, Traffic};
+pub use device::{Burst, PROBE_MAX, Traffic};
 pub use record::{Attach, Gap, Record};
 
 use device::Device;

@@ -62,11 +62,11 @@ pub struct Testimony {
 }
 
 impl Witness {
-    /// Watches probes of `probe_length` bytes to `echo_port`.
+    /// Watches probes of any of `probe_lengths` bytes to `echo_port`.
     ///
     /// # Errors
     /// When tcpdump is missing or refuses.
-    pub fn start(network: &Network, devices: &Host, probe_length: usize, echo_port: u16) -> Result<Self> {
+    pub fn start(network: &Network, devices: &Host, probe_lengths: &[usize], echo_port: u16) -> Result<Self> {
         let macs = network
             .gateways
             .iter()
@@ -84,8 +84,9 @@ impl Witness {
         let down = Arc::new(Mutex::new(Vec::new()));
         let seen = Arc::clone(&down);
         // Only records that carry a probe have its length: IPv4 and UDP header around the sealed packet.
-        let length = 28 + OVERHEAD + probe_length;
-        let filter = format!("inbound and udp src port {GATEWAY_PORT} and ip[2:2] = {length}");
+        let lengths: Vec<_> =
+            probe_lengths.iter().map(|length| format!("ip[2:2] = {}", 28 + OVERHEAD + length)).collect();
+        let filter = format!("inbound and udp src port {GATEWAY_PORT} and ({})", lengths.join(" or "));
         let outer = Tap::start(devices, WAN_LINK, &filter, FRAME_BYTES, move |frame| {
             if let Some(forward) = down_of(&frame, &addresses) {
                 seen.lock().unwrap_or_else(PoisonError::into_inner).push(forward);

@@ -1,5 +1,6 @@
 //! The report for people: one HTML file that needs nothing else.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 
 use super::report::{Moment, Report, number};
@@ -9,6 +10,8 @@ const WIDTH: f64 = 860.0;
 const HEIGHT: f64 = 220.0;
 const LEFT: f64 = 64.0;
 const BOTTOM: f64 = 28.0;
+/// Room above and to the right.
+const TOP: f64 = 8.0;
 /// Colours of the curves, told apart by people who see red and green alike.
 const COLOURS: [&str; 8] =
     ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#999933"];
@@ -61,7 +64,11 @@ fn verdicts(html: &mut String, report: &Report) {
         let bounds = [("≥ ", criterion.min), ("≤ ", criterion.max)];
         let bounds: Vec<_> =
             bounds.iter().filter_map(|(sign, bound)| Some(format!("{sign}{}", number((*bound)?)))).collect();
-        let (class, word) = if verdict.holds { ("held", "held") } else { ("broken", "broken") };
+        let (class, word) = match (verdict.holds, verdict.value) {
+            (true, Some(_)) => ("held", "held"),
+            (true, None) => ("note", ""),
+            (false, _) => ("broken", "broken"),
+        };
         let _ = write!(
             html,
             "<tr><td>{}<br><span class=\"note\"><code>{}{}</code></span><td>{}<td>{}<td class=\"{class}\">{word}",
@@ -150,8 +157,54 @@ fn timeline(html: &mut String, report: &Report) {
         Curve { name: "answered".into(), points: per_second(|moment| moment.answered) },
     ];
     chart(html, "Probes per second, by seconds since the start", &traffic, &marks);
+    let lost = traffic[0].points.iter().zip(&traffic[1].points).map(|((at, sent), (_, answered))| {
+        // An echo may come in the window after its probe's.
+        (*at, 100.0 * (1.0 - answered / sent.max(1.0)).clamp(0.0, 1.0))
+    });
+    let lost = [Curve { name: "unanswered".into(), points: lost.collect() }];
+    chart(html, "Probes without an echo, in % of those sent", &lost, &marks);
     let attaches = [Curve { name: "reattached".into(), points: per_second(|moment| moment.reattached) }];
     chart(html, "Changes of owner per second", &attaches, &marks);
+    gaps(html, report, &marks);
+}
+
+/// Each silence as a bar, one line per device that had any.
+fn gaps(html: &mut String, report: &Report, marks: &[(f64, &str)]) {
+    if report.silences.is_empty() {
+        return;
+    }
+    let devices: BTreeSet<u32> = report.silences.iter().map(|silence| silence.device).collect();
+    let place: BTreeMap<u32, f64> = devices.iter().copied().zip((0u32..).map(f64::from)).collect();
+    let first = report.timeline.first().map_or(0.0, |moment| moment.at_ms / 1000.0);
+    let last = report.timeline.last().map_or(1.0, |moment| moment.at_ms / 1000.0);
+    let axes = Axes { low: first, high: last, top: devices.len() as f64 };
+    let bars: String = report
+        .silences
+        .iter()
+        .map(|silence| {
+            let y = axes.y_of(place[&silence.device] + 0.5);
+            let (from, to) = (axes.x_of(silence.from_ms / 1000.0), axes.x_of(silence.to_ms / 1000.0));
+            format!(
+                "<line x1=\"{from:.1}\" x2=\"{:.1}\" y1=\"{y:.1}\" y2=\"{y:.1}\"><title>device {}: {:.0} ms</title></line>",
+                to.max(from + 1.0),
+                silence.device,
+                silence.to_ms - silence.from_ms
+            )
+        })
+        .collect();
+    let thickness = (0.7 * (HEIGHT - BOTTOM - TOP) / devices.len() as f64).clamp(1.0, 6.0);
+    open_chart(
+        html,
+        "Gaps: each bar is a device's wait for an echo, each line a device that had one; by seconds since the start",
+        &axes,
+        marks,
+        false,
+    );
+    let _ = write!(
+        html,
+        "<g stroke=\"{}\" stroke-width=\"{thickness:.1}\" stroke-opacity=\"0.75\">{bars}</g></svg>",
+        COLOURS[1]
+    );
 }
 
 struct Curve {
@@ -159,13 +212,25 @@ struct Curve {
     points: Vec<(f64, f64)>,
 }
 
-fn chart(html: &mut String, title: &str, curves: &[Curve], marks: &[(f64, &str)]) {
-    let all = || curves.iter().flat_map(|curve| curve.points.iter());
-    let (low, high) = all().fold((f64::MAX, f64::MIN), |(low, high), (x, _)| (low.min(*x), high.max(*x)));
-    let top = all().map(|(_, y)| *y).fold(1e-9, f64::max) * 1.05;
-    let span = (high - low).max(1e-9);
-    let x_of = |x: f64| LEFT + (x - low) / span * (WIDTH - LEFT - 8.0);
-    let y_of = |y: f64| HEIGHT - BOTTOM - y / top * (HEIGHT - BOTTOM - 8.0);
+/// What a chart shows: from `low` to `high` on one axis, from zero to `top` on the other.
+struct Axes {
+    low: f64,
+    high: f64,
+    top: f64,
+}
+
+impl Axes {
+    fn x_of(&self, x: f64) -> f64 {
+        LEFT + (x - self.low) / (self.high - self.low).max(1e-9) * (WIDTH - LEFT - TOP)
+    }
+
+    fn y_of(&self, y: f64) -> f64 {
+        HEIGHT - BOTTOM - y / self.top * (HEIGHT - BOTTOM - TOP)
+    }
+}
+
+/// The beginning of a chart, up to what it shows. `values`: whether the upright axis has numbers.
+fn open_chart(html: &mut String, title: &str, axes: &Axes, marks: &[(f64, &str)], values: bool) {
     let _ = write!(
         html,
         "<p class=\"note\">{}</p><svg viewBox=\"0 0 {WIDTH} {}\" role=\"img\" aria-label=\"{0}\">",
@@ -173,33 +238,41 @@ fn chart(html: &mut String, title: &str, curves: &[Curve], marks: &[(f64, &str)]
         HEIGHT + 22.0
     );
     for i in 0..=4 {
-        let (x, y) = (low + span * f64::from(i) / 4.0, top * f64::from(i) / 4.0);
+        let share = f64::from(i) / 4.0;
+        let (x, y) = (axes.low + (axes.high - axes.low) * share, axes.top * share);
         let _ = write!(
             html,
             "<line x1=\"{LEFT}\" x2=\"{WIDTH}\" y1=\"{0:.1}\" y2=\"{0:.1}\" stroke=\"#e3e3e3\"/>\
              <text x=\"{1}\" y=\"{2:.1}\" text-anchor=\"end\">{3}</text><text x=\"{4:.1}\" y=\"{5}\" text-anchor=\"middle\">{6}</text>",
-            y_of(y),
+            axes.y_of(y),
             LEFT - 6.0,
-            y_of(y) + 4.0,
-            tick(y),
-            x_of(x),
+            axes.y_of(y) + 4.0,
+            if values { tick(y) } else { String::new() },
+            axes.x_of(x),
             HEIGHT - BOTTOM + 16.0,
             tick(x)
         );
     }
-    for (x, name) in marks.iter().filter(|(x, _)| (low..=high).contains(x)) {
+    for (x, name) in marks.iter().filter(|(x, _)| (axes.low..=axes.high).contains(x)) {
         let _ = write!(
             html,
-            "<line x1=\"{0:.1}\" x2=\"{0:.1}\" y1=\"8\" y2=\"{1}\" stroke=\"#b00020\" stroke-dasharray=\"3 3\"><title>{2}</title></line>",
-            x_of(*x),
+            "<line x1=\"{0:.1}\" x2=\"{0:.1}\" y1=\"{TOP}\" y2=\"{1}\" stroke=\"#b00020\" stroke-dasharray=\"3 3\"><title>{2}</title></line>",
+            axes.x_of(*x),
             HEIGHT - BOTTOM,
             escape(name)
         );
     }
+}
+
+fn chart(html: &mut String, title: &str, curves: &[Curve], marks: &[(f64, &str)]) {
+    let all = || curves.iter().flat_map(|curve| curve.points.iter());
+    let (low, high) = all().fold((f64::MAX, f64::MIN), |(low, high), (x, _)| (low.min(*x), high.max(*x)));
+    let axes = Axes { low, high, top: all().map(|(_, y)| *y).fold(1e-9, f64::max) * 1.05 };
+    open_chart(html, title, &axes, marks, true);
     for (i, curve) in curves.iter().enumerate() {
         let colour = COLOURS[i % COLOURS.len()];
         let points: String =
-            curve.points.iter().map(|(x, y)| format!("{:.1},{:.1} ", x_of(*x), y_of(*y))).collect();
+            curve.points.iter().map(|(x, y)| format!("{:.1},{:.1} ", axes.x_of(*x), axes.y_of(*y))).collect();
         let _ = write!(
             html,
             "<polyline points=\"{points}\" fill=\"none\" stroke=\"{colour}\" stroke-width=\"1.6\"><title>{0}</title></polyline>\

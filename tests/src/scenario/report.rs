@@ -37,6 +37,9 @@ pub struct Report {
     pub relay: Option<Overhead>,
     /// Totals every so often.
     pub timeline: Vec<Moment>,
+    /// The longest times in which a device waited for an echo, in the order of their beginning.
+    #[serde(default)]
+    pub silences: Vec<Silence>,
     /// What went wrong, in words; empty when nothing did.
     pub violations: Vec<String>,
 }
@@ -68,6 +71,17 @@ pub struct Recovery {
     pub attach: Summary,
     /// Sorted samples of `first_echo`, at most 400, for charts.
     pub samples_ms: Vec<f64>,
+}
+
+/// A time in which one device waited for an echo.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Silence {
+    /// The device's number.
+    pub device: u32,
+    /// Milliseconds after the warm-up; negative before.
+    pub from_ms: f64,
+    /// The first echo after it.
+    pub to_ms: f64,
 }
 
 /// Totals at one moment.
@@ -115,13 +129,19 @@ impl Verdict {
     /// One line.
     pub fn text(&self) -> String {
         let criterion = &self.criterion;
-        let mut line = String::from(if self.holds { "held    " } else { "BROKEN  " });
+        let mut line = match (self.holds, self.value) {
+            (true, Some(_)) => "held    ",
+            (true, None) => "-       ",
+            (false, _) => "BROKEN  ",
+        }
+        .to_owned();
         line += &criterion.metric;
         if let Some(over) = &criterion.over {
             let _ = write!(line, " / {over}");
         }
         let _ = match self.value {
             Some(value) => write!(line, " = {}", number(value)),
+            None if self.holds => write!(line, " is not measured in this form"),
             None => write!(line, " was not measured"),
         };
         if let Some(min) = criterion.min {

@@ -1,6 +1,6 @@
 //! Runs a scenario: builds, attaches, breaks, heals, measures, judges.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -100,8 +100,9 @@ fn run_on(
     let relays = relays(scenario, cluster)?;
     let witness = match scenario.witness {
         true => {
-            let bytes = scenario.devices.first().map_or(0, |group| group.probe_bytes);
-            Some(Witness::start(&cluster.network, &cluster.network.devices[0], bytes, ECHO_PORT)?)
+            let lengths: BTreeSet<_> = scenario.devices.iter().map(|group| group.probe_bytes).collect();
+            let lengths: Vec<_> = lengths.into_iter().collect();
+            Some(Witness::start(&cluster.network, &cluster.network.devices[0], &lengths, ECHO_PORT)?)
         }
         false => None,
     };
@@ -139,7 +140,8 @@ fn run_on(
 
     let faults = faults(&done, begin, end);
     let recoveries = measure::recoveries(&records, &faults);
-    let mut metrics = measure::of_records(&records, end, scenario.probe_interval());
+    let pauses: Vec<_> = scenario.devices.iter().map(super::Devices::pause_max).collect();
+    let mut metrics = measure::of_records(&records, end, &pauses);
     measure::add_rest(&mut metrics, &phases, &recoveries, scenario.devices.len());
     let intervals: Vec<_> = scenario.devices.iter().map(|d| Duration::from_millis(d.probe_ms)).collect();
     measure::add_counts(&mut metrics, &records, &counts, begin);
@@ -170,6 +172,7 @@ fn run_on(
         recoveries,
         relay: overhead,
         timeline,
+        silences: measure::silences(&records, begin),
         violations,
     })
 }
@@ -214,7 +217,13 @@ fn fleet_plan(
         Group {
             devices: group.count,
             starts_per_second: (!group.wait).then_some(group.starts_per_second),
-            traffic: Traffic { every, length: group.probe_bytes, to, gap_above },
+            traffic: Traffic {
+                every,
+                burst: group.traffic_burst(),
+                length: group.probe_bytes,
+                to,
+                gap_above,
+            },
             tuning: Tuning::default(),
             aside: group.aside,
         }

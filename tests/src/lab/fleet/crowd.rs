@@ -39,7 +39,8 @@ impl Crowd {
         let keys = enrol(&cluster.network.controls[0], cluster.operator.identity(), devices, |_| ())?;
         let echo = EchoServer::start(&cluster.network.inner, ECHO_PORT)?;
         let SocketAddr::V4(to) = echo.address() else { bail!("the lab's inner network is IPv4") };
-        let traffic = Traffic { every: Some(every), length: PROBE_LEN, to, gap_above: every * 4 };
+        let traffic =
+            Traffic { every: Some(every), burst: None, length: PROBE_LEN, to, gap_above: every * 4 };
         let known = cluster.network.gateways.iter().take(gateways);
         let plan = FleetPlan {
             keys,

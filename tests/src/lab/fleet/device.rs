@@ -17,11 +17,35 @@ use super::record::{Attach, Gap, Record};
 pub const PROBE_MAX: usize = 1200;
 /// Datagrams taken from one socket per turn.
 const RECEIVES_MAX: usize = 32;
+
+/// Probes in bursts, as people ask for pages and read them.
+#[derive(Debug, Clone, Copy)]
+pub struct Burst {
+    /// Probes in one, at least one.
+    pub probes: u32,
+    /// Mean of the pauses after them.
+    pub think: Duration,
+}
+
+impl Burst {
+    /// A pause: exponentially distributed, and never longer than [`think_max`](Self::think_max). `fraction` is in `[0, 1)`.
+    fn pause(&self, fraction: f64) -> Duration {
+        self.think.mul_f64(-(1.0 - fraction).ln()).min(self.think_max())
+    }
+
+    /// The longest pause.
+    pub fn think_max(&self) -> Duration {
+        self.think * 4
+    }
+}
+
 /// What a device sends inside its tunnel.
 #[derive(Debug, Clone, Copy)]
 pub struct Traffic {
     /// Time between two probes; `None` for silence.
     pub every: Option<Duration>,
+    /// A pause after so many; `None` for probes without one.
+    pub burst: Option<Burst>,
     /// Length of the inner packet, at least [`LEN_MIN`].
     pub length: usize,
     /// The echo server.
@@ -37,10 +61,14 @@ pub(super) struct Device {
     paths: Vec<(PathId, UdpSocket, SocketAddr)>,
     traffic: Traffic,
     probe_due: Option<Duration>,
+    /// When the first probe since the last echo was due.
+    asked_at: Option<Duration>,
     inner: Option<Ipv4Addr>,
     link: PathId,
     epoch: u64,
     serial: u64,
+    /// Probes since it last thought.
+    in_burst: u32,
     /// The probes that were answered.
     echoes: ReplayWindow,
     campaign_began: Option<Duration>,
@@ -65,10 +93,12 @@ impl Device {
             paths: Vec::with_capacity(2),
             traffic: Traffic { length: traffic.length.clamp(LEN_MIN, PROBE_MAX), ..traffic },
             probe_due: None,
+            asked_at: None,
             inner: None,
             link: PathId(0),
             epoch: 0,
             serial: 0,
+            in_burst: 0,
             echoes: ReplayWindow::new(),
             campaign_began: None,
             record,
@@ -181,7 +211,9 @@ impl Device {
         };
         // Steps that were missed are left out: a late device does not flood.
         let late = world.now.at.saturating_sub(self.probe_due.unwrap_or(world.now.at));
-        self.probe_due = Some(world.now.at + every - Duration::from_nanos(remainder(late, every)));
+        let due = world.now.at - Duration::from_nanos(remainder(late, every));
+        self.asked_at.get_or_insert(due);
+        self.probe_due = Some(due + every + self.pause(world));
         if self.client.packet_room() == 0 {
             self.record.held += 1;
             return;
@@ -211,6 +243,17 @@ impl Device {
         self.settle(world);
     }
 
+    /// The time to think, when this probe is the last of its burst.
+    fn pause(&mut self, world: &mut World<'_>) -> Duration {
+        let Some(burst) = self.traffic.burst else { return Duration::ZERO };
+        self.in_burst += 1;
+        if self.in_burst < burst.probes {
+            return Duration::ZERO;
+        }
+        self.in_burst = 0;
+        burst.pause(world.fraction())
+    }
+
     fn echoed(&mut self, world: &mut World<'_>, probe: &Probe) {
         if probe.device != self.record.device {
             return;
@@ -221,10 +264,14 @@ impl Device {
             Err(ReplayError::TooOld) => return self.record.too_late += 1,
         }
         let now = world.now.at;
-        if let Some(last) = self.record.last_echo.replace(now)
-            && now.saturating_sub(last) > self.traffic.gap_above
-        {
-            self.record.gaps.push(Gap { from: last, to: now });
+        // Who thinks does not wait: a gap begins when the next probe's echo could have been expected, an interval after the last.
+        let expected = self.asked_at.take().zip(self.traffic.every);
+        let expected = expected.map_or(Duration::ZERO, |(asked, every)| asked.saturating_sub(every));
+        if let Some(last) = self.record.last_echo.replace(now) {
+            let from = last.max(expected);
+            if now.saturating_sub(from) > self.traffic.gap_above {
+                self.record.gaps.push(Gap { from, to: now });
+            }
         }
         self.record.answered += 1;
         world.counts.answered += 1;

@@ -51,7 +51,12 @@ impl World<'_> {
 
     /// A random time below `every`.
     pub(super) fn phase_of(&mut self, every: Duration) -> Duration {
-        every.mul_f64(self.rng.fraction())
+        every.mul_f64(self.fraction())
+    }
+
+    /// Uniform in `[0, 1)`.
+    pub(super) fn fraction(&mut self) -> f64 {
+        self.rng.fraction()
     }
 }
 
