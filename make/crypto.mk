@@ -7,7 +7,7 @@ bench-crypto: ## Measures handshake, records, window and gates, and tests the co
 
 crypto-vectors: ## Checks the published test vectors of messages and frames with an independent implementation (Python, cryptography)
 	$(CARGO) test --locked -p jump-crypto -p jump-session --test vectors --test frames
-	@python3 scripts/check-crypto-vectors.py
+	@python3 scripts/check-vectors.py
 
 crypto-fixtures: ## Writes the published vectors and the seeds of the fuzz corpus anew, after a change of the protocol
 	$(CARGO) test --locked -p jump-crypto -p jump-session --test vectors --test frames -- --ignored write_the

@@ -27,7 +27,7 @@ const BATCH_MAX: usize = 512;
 /// Addresses of IPv4 for which the kernel is asked one by one: it goes through its table for each, but tells only what belongs to it.
 const SINGLE_MAX: usize = 4;
 /// Longest time of one look. The next owner waits only somewhat longer ([`LIST_WAIT`](crate::dataplane::LIST_WAIT)).
-const LOOK_MAX: Duration = Duration::from_millis(100);
+pub(crate) const LOOK_MAX: Duration = Duration::from_millis(100);
 /// The same of a node that drains and has nothing else to do.
 const DRAIN_LOOK_MAX: Duration = Duration::from_secs(1);
 /// A datagram of the kernel has 32 KiB at most.

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use jump_doctor::{Finding, Report, file, host};
 use jump_session::path::Transport;
@@ -16,7 +16,8 @@ const RELEASED: u64 = 1_767_225_600;
 const INNER_MTU: u16 = 1280;
 const MAKE: &str = "jump-control pki issue --role gateway --name NODE";
 
-/// Looks at the machine, and at the settings as far as they can be read. Blocks while it tries control's addresses.
+/// Looks at the machine, and at the settings as far as they can be read. Blocks while it tries control's addresses and reads the kernel's
+/// connection tracking table.
 pub fn examine(flags: &Flags) -> Report {
     let mut report = Report::default();
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
@@ -66,8 +67,13 @@ fn door_port(doorway: &Doorway) -> Finding {
 }
 
 /// Anchored egress reads which flows the kernel translates.
-fn connection_table(looked: io::Result<usize>) -> Finding {
+fn connection_table(looked: io::Result<usize>, took: Duration) -> Finding {
     match looked {
+        Ok(_) if took > conntrack::LOOK_MAX => Finding::warning(
+            "connection-table",
+            format!("a look at the connection tracking table takes {} ms", took.as_millis()),
+            "keep the table small (timeouts of the node's other traffic): flows that are not found within 100 ms are not anchored",
+        ),
         Ok(_) => Finding::fine("connection-table", "the connection tracking table can be read"),
         Err(error) => Finding::problem(
             "connection-table",
@@ -94,7 +100,9 @@ fn examine_settings(config: &Config, now: u64, report: &mut Report) {
     }
     report.push(host::tcp_port("metrics-port", config.metrics_listen));
     if config.egress.anchored {
-        report.push(connection_table(conntrack::open_flows(&[IpAddr::V4(Ipv4Addr::LOCALHOST)])));
+        let began = Instant::now();
+        let looked = conntrack::open_flows(&[IpAddr::V4(Ipv4Addr::LOCALHOST)]);
+        report.push(connection_table(looked, began.elapsed()));
     }
     for endpoint in &config.control {
         report.push(host::reachable("control", endpoint));
@@ -109,10 +117,12 @@ mod tests {
 
     #[test]
     fn a_connection_table_that_cannot_be_read_is_a_problem_with_a_way_out() {
-        let finding = connection_table(Err(io::Error::from(io::ErrorKind::PermissionDenied)));
+        let refused = Err(io::Error::from(io::ErrorKind::PermissionDenied));
+        let finding = connection_table(refused, Duration::ZERO);
         assert_eq!(finding.level, Level::Problem);
         assert!(finding.fix.contains("egress.anchored"), "{}", finding.fix);
-        assert_eq!(connection_table(Ok(0)).level, Level::Fine);
+        assert_eq!(connection_table(Ok(0), conntrack::LOOK_MAX).level, Level::Fine);
+        assert_eq!(connection_table(Ok(0), conntrack::LOOK_MAX * 2).level, Level::Warning);
     }
 
     #[test]

@@ -345,8 +345,11 @@ impl Scenario {
         ensure!(!self.devices.is_empty(), "devices: at least one group");
         ensure!(self.devices.len() < crate::lab::fleet::GROUPS_MAX, "devices: too many groups");
         ensure!(
-            self.devices.iter().all(|group| (group.burst > 0) == (group.think_ms > 0)),
-            "devices: burst and think_ms go together"
+            self.devices
+                .iter()
+                .all(|group| (group.burst > 0) == (group.think_ms > 0)
+                    && (group.burst == 0 || group.probe_ms > 0)),
+            "devices: burst and think_ms go together, and need probe_ms"
         );
         ensure!((1..=9).contains(&self.topology.gateways), "topology.gateways: 1 to 9");
         ensure!(
@@ -369,15 +372,15 @@ impl Scenario {
         ensure!(windows.iter().all(|time| (0.0..=86_400.0).contains(time)), "times: 0 to 86400 seconds");
         Ok(())
     }
+
+    /// The probes' interval of the group that probes most often; one second when none does.
+    pub fn probe_interval(&self) -> Duration {
+        let least = self.devices.iter().map(|group| group.probe_ms).filter(|ms| *ms > 0).min();
+        Duration::from_millis(least.unwrap_or(1000))
+    }
 }
 
 impl Devices {
-    /// The longest time between two probes of one device; zero when it sends none.
-    pub fn pause_max(&self) -> Duration {
-        Duration::from_millis(self.probe_ms)
-            + self.traffic_burst().map_or(Duration::ZERO, |burst| burst.think_max())
-    }
-
     /// Its bursts, when it thinks between them.
     pub fn traffic_burst(&self) -> Option<Burst> {
         (self.burst > 0).then(|| Burst { probes: self.burst, think: Duration::from_millis(self.think_ms) })

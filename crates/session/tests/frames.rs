@@ -22,8 +22,12 @@ fn every_frame_has_exactly_the_bytes_of_the_published_vectors() {
 
 #[test]
 fn the_bytes_of_the_published_vectors_are_read_as_the_frames_that_they_say() {
-    for frame in frames() {
-        assert_eq!(Frame::decode(&encoded(&frame)).unwrap(), frame);
+    let published: Vec<Value> = serde_json::from_str(&std::fs::read_to_string(file()).unwrap()).unwrap();
+    for (vector, frame) in published.iter().zip(frames()) {
+        let hex = vector["bytes"].as_str().unwrap();
+        let byte = |at: usize| u8::from_str_radix(&hex[at..at + 2], 16).unwrap();
+        let bytes: Vec<u8> = (0..hex.len()).step_by(2).map(byte).collect();
+        assert_eq!(Frame::decode(&bytes).unwrap(), frame);
     }
 }
 
@@ -31,8 +35,6 @@ fn the_bytes_of_the_published_vectors_are_read_as_the_frames_that_they_say() {
 fn every_type_of_the_protocol_has_a_vector() {
     let types: BTreeSet<u8> = frames().iter().map(|frame| encoded(frame)[0]).collect();
     assert_eq!(types, (1..=14).collect());
-    // The next number is nobody's: when it is somebody's, it wants a vector.
-    assert!(Frame::decode(&[15]).is_err() && Frame::decode(&[15; 9]).is_err());
 }
 
 #[test]

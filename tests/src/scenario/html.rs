@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 
-use super::report::{Moment, Report, number};
+use super::report::{GapSeen, Moment, Report, number};
 use crate::lab::overhead::Overhead;
 
 const WIDTH: f64 = 860.0;
@@ -90,7 +90,7 @@ fn recoveries(html: &mut String, report: &Report) {
         return;
     }
     *html += "<h2>Recovery by cause</h2><p class=\"note\">Milliseconds from the fault: to the first echo, over every device \
-              that heard nothing for longer than two probes and 50 ms; to the verified grant, over every device that changed \
+              that waited for an echo for longer than two probes and 50 ms; to the verified grant, over every device that changed \
               owner.</p><table><tr><th>cause<th>gaps<th>p50<th>p99<th>max<th>moved<th>p50<th>p99<th>max";
     for (cause, recovery) in &report.recoveries {
         let (echo, grant) = (&recovery.first_echo, &recovery.reattach);
@@ -157,9 +157,10 @@ fn timeline(html: &mut String, report: &Report) {
         Curve { name: "answered".into(), points: per_second(|moment| moment.answered) },
     ];
     chart(html, "Probes per second, by seconds since the start", &traffic, &marks);
-    let lost = traffic[0].points.iter().zip(&traffic[1].points).map(|((at, sent), (_, answered))| {
+    let both = traffic[0].points.iter().zip(&traffic[1].points);
+    let lost = both.filter(|((_, sent), _)| *sent > 0.0).map(|((at, sent), (_, answered))| {
         // An echo may come in the window after its probe's.
-        (*at, 100.0 * (1.0 - answered / sent.max(1.0)).clamp(0.0, 1.0))
+        (*at, 100.0 * (1.0 - answered / sent).clamp(0.0, 1.0))
     });
     let lost = [Curve { name: "unanswered".into(), points: lost.collect() }];
     chart(html, "Probes without an echo, in % of those sent", &lost, &marks);
@@ -168,27 +169,29 @@ fn timeline(html: &mut String, report: &Report) {
     gaps(html, report, &marks);
 }
 
-/// Each silence as a bar, one line per device that had any.
+/// Each gap as a bar, one line per device that had any.
 fn gaps(html: &mut String, report: &Report, marks: &[(f64, &str)]) {
-    if report.silences.is_empty() {
+    let low = report.timeline.first().map_or(0.0, |moment| moment.at_ms / 1000.0);
+    let high = report.timeline.last().map_or(1.0, |moment| moment.at_ms / 1000.0);
+    let shown = |gap: &&GapSeen| gap.to_ms / 1000.0 > low && gap.from_ms / 1000.0 < high;
+    let gaps: Vec<_> = report.gaps.iter().filter(shown).collect();
+    if gaps.is_empty() {
         return;
     }
-    let devices: BTreeSet<u32> = report.silences.iter().map(|silence| silence.device).collect();
+    let devices: BTreeSet<u32> = gaps.iter().map(|gap| gap.device).collect();
     let place: BTreeMap<u32, f64> = devices.iter().copied().zip((0u32..).map(f64::from)).collect();
-    let first = report.timeline.first().map_or(0.0, |moment| moment.at_ms / 1000.0);
-    let last = report.timeline.last().map_or(1.0, |moment| moment.at_ms / 1000.0);
-    let axes = Axes { low: first, high: last, top: devices.len() as f64 };
-    let bars: String = report
-        .silences
+    let axes = Axes { low, high, top: devices.len() as f64 };
+    let x_of = |ms: f64| axes.x_of((ms / 1000.0).clamp(low, high));
+    let bars: String = gaps
         .iter()
-        .map(|silence| {
-            let y = axes.y_of(place[&silence.device] + 0.5);
-            let (from, to) = (axes.x_of(silence.from_ms / 1000.0), axes.x_of(silence.to_ms / 1000.0));
+        .map(|gap| {
+            let y = axes.y_of(place[&gap.device] + 0.5);
+            let (from, to) = (x_of(gap.from_ms), x_of(gap.to_ms));
             format!(
                 "<line x1=\"{from:.1}\" x2=\"{:.1}\" y1=\"{y:.1}\" y2=\"{y:.1}\"><title>device {}: {:.0} ms</title></line>",
                 to.max(from + 1.0),
-                silence.device,
-                silence.to_ms - silence.from_ms
+                gap.device,
+                gap.to_ms - gap.from_ms
             )
         })
         .collect();

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use jump_session::reason::Reason;
 
-use super::report::{Recovery, Silence};
+use super::report::{GapSeen, Recovery};
 use super::stage::{Count, PhaseResult};
 use crate::lab::fleet::{Gap, Record};
 use crate::lab::histogram::{Histogram, Summary, millis};
@@ -127,19 +127,19 @@ pub fn recoveries(records: &[Record], faults: &[Fault]) -> BTreeMap<String, Reco
     all
 }
 
-/// Silences kept for charts.
-const SILENCES_MAX: usize = 1000;
+/// Gaps kept for charts.
+const GAPS_MAX: usize = 1000;
 
 /// The longest gaps of all devices, in the order of their beginning, on a clock that begins at `begin`.
-pub fn silences(records: &[Record], begin: Duration) -> Vec<Silence> {
+pub fn longest_gaps(records: &[Record], begin: Duration) -> Vec<GapSeen> {
     let since = |at: Duration| millis(at) - millis(begin);
     let mut all: Vec<_> =
         records.iter().flat_map(|record| record.gaps.iter().map(|gap| (record.device, *gap))).collect();
     all.sort_by_key(|(device, gap)| (std::cmp::Reverse(gap.length()), *device));
-    all.truncate(SILENCES_MAX);
+    all.truncate(GAPS_MAX);
     all.sort_by_key(|(device, gap)| (gap.from, *device));
     all.into_iter()
-        .map(|(device, gap)| Silence { device, from_ms: since(gap.from), to_ms: since(gap.to) })
+        .map(|(device, gap)| GapSeen { device, from_ms: since(gap.from), to_ms: since(gap.to) })
         .collect()
 }
 
@@ -152,18 +152,15 @@ fn thinned(times: &[Duration]) -> Vec<f64> {
     (0..SAMPLES_MAX).map(|i| millis(times[i * last / (SAMPLES_MAX - 1)])).collect()
 }
 
-/// The metrics that the records alone give. `end` is when the devices were stopped, `pauses` each group's longest time between
-/// two probes.
-pub fn of_records(records: &[Record], end: Duration, pauses: &[Duration]) -> BTreeMap<String, f64> {
+/// The metrics that the records alone give. `end` is when the devices were stopped, `interval` the probes' one.
+pub fn of_records(records: &[Record], end: Duration, interval: Duration) -> BTreeMap<String, f64> {
     let mut metrics = BTreeMap::new();
     let mut set = |name: &str, value: f64| {
         metrics.insert(name.to_owned(), value);
     };
     let count = |wanted: &dyn Fn(&Record) -> bool| records.iter().filter(|r| wanted(r)).count() as f64;
     let sum = |of: &dyn Fn(&Record) -> u64| records.iter().map(of).sum::<u64>() as f64;
-    let patience = |group: usize| {
-        pauses.get(group).map_or(Duration::ZERO, |pause| *pause * 3).max(Duration::from_secs(3))
-    };
+    let patience = (interval * 2).max(Duration::from_secs(3));
     set("sessions.planned", records.len() as f64);
     set("sessions.born", count(&|r| r.born.is_some()));
     set("sessions.lost", count(&|r| r.terminated.is_some_and(|(_, reason)| !is_policy(reason))));
@@ -172,7 +169,7 @@ pub fn of_records(records: &[Record], end: Duration, pauses: &[Duration]) -> BTr
     // Attached, not ended, and still nothing comes back: no echo, and to a device that sends no probes no record of its owner.
     let is_silent = |r: &Record| match r.sent {
         0 => r.last_heard.is_none_or(|heard| heard + KEEPALIVE_MAX < end),
-        _ => r.last_echo.is_none_or(|echo| echo + patience(r.group) < end),
+        _ => r.last_echo.is_none() || r.waiting_since.is_some_and(|since| since + patience < end),
     };
     set("sessions.not_back", count(&|r| r.born.is_some() && r.terminated.is_none() && is_silent(r)));
     set("sessions.moved", count(&|r| r.attaches.iter().any(|attach| !attach.born)));
@@ -335,25 +332,27 @@ mod tests {
     }
 
     #[test]
-    fn the_longest_silences_are_kept_in_the_order_of_their_beginning_and_may_begin_before_the_clock() {
+    fn the_longest_gaps_are_kept_in_the_order_of_their_beginning_and_may_begin_before_the_clock() {
         let gaps = |device, length: u64| Record {
             device,
             gaps: (0..600).map(|i| Gap { from: s(i * 10), to: s(i * 10 + length) }).collect(),
             ..Record::default()
         };
-        let kept = silences(&[gaps(1, 2), gaps(2, 5)], s(15));
-        assert_eq!(kept.len(), SILENCES_MAX);
-        assert_eq!(kept.iter().filter(|silence| silence.device == 2).count(), 600);
+        let kept = longest_gaps(&[gaps(1, 2), gaps(2, 5)], s(15));
+        assert_eq!(kept.len(), GAPS_MAX);
+        assert_eq!(kept.iter().filter(|gap| gap.device == 2).count(), 600);
         assert!(kept.windows(2).all(|pair| pair[0].from_ms <= pair[1].from_ms));
         assert_eq!((kept[0].from_ms, kept[0].to_ms), (-15_000.0, -13_000.0));
     }
 
     #[test]
-    fn a_device_that_hears_nothing_at_the_end_is_not_back() {
-        let gone = Record { born: Some(s(1)), sent: 9, last_echo: Some(s(50)), ..Record::default() };
-        let fine = Record { last_echo: Some(s(59)), ..gone.clone() };
-        let metrics = of_records(&[gone, fine], s(60), &[s(1)]);
-        assert_eq!(metrics["sessions.not_back"], 1.0);
+    fn a_device_that_waits_for_an_echo_at_the_end_is_not_back_and_one_that_is_silent_by_choice_is() {
+        let born = Record { born: Some(s(1)), sent: 9, last_echo: Some(s(50)), ..Record::default() };
+        let gone = Record { waiting_since: Some(s(51)), ..born.clone() };
+        let under_way = Record { waiting_since: Some(s(59)), ..born.clone() };
+        let never = Record { last_echo: None, ..born.clone() };
+        let metrics = of_records(&[gone, under_way, born, never], s(60), s(1));
+        assert_eq!(metrics["sessions.not_back"], 2.0);
     }
 
     #[test]
@@ -365,21 +364,8 @@ mod tests {
             ..Record::default()
         };
         let records = [heard(Some(s(45))), heard(Some(s(41))), heard(None), Record::default()];
-        let metrics = of_records(&records, s(60), &[s(1)]);
+        let metrics = of_records(&records, s(60), s(1));
         assert_eq!((metrics["sessions.not_back"], metrics["sessions.moved"]), (2.0, 3.0));
-    }
-
-    #[test]
-    fn a_device_that_may_be_thinking_at_the_end_is_not_taken_for_one_that_is_gone() {
-        let heard = |group, last_echo| Record {
-            group,
-            born: Some(s(1)),
-            sent: 9,
-            last_echo: Some(s(last_echo)),
-            ..Record::default()
-        };
-        let metrics = of_records(&[heard(0, 50), heard(1, 50), heard(1, 20)], s(60), &[s(1), s(12)]);
-        assert_eq!(metrics["sessions.not_back"], 2.0);
     }
 
     #[test]
@@ -388,7 +374,7 @@ mod tests {
         let metrics = of_records(
             &[ended(Reason::RecoveryWindowExceeded), ended(Reason::LifetimeExceeded)],
             s(60),
-            &[s(1)],
+            s(1),
         );
         assert_eq!((metrics["sessions.lost"], metrics["sessions.ended_by_policy"]), (1.0, 1.0));
     }

@@ -37,9 +37,9 @@ pub struct Report {
     pub relay: Option<Overhead>,
     /// Totals every so often.
     pub timeline: Vec<Moment>,
-    /// The longest times in which a device waited for an echo, in the order of their beginning.
+    /// The longest gaps of all devices, in the order of their beginning.
     #[serde(default)]
-    pub silences: Vec<Silence>,
+    pub gaps: Vec<GapSeen>,
     /// What went wrong, in words; empty when nothing did.
     pub violations: Vec<String>,
 }
@@ -75,7 +75,7 @@ pub struct Recovery {
 
 /// A time in which one device waited for an echo.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-pub struct Silence {
+pub struct GapSeen {
     /// The device's number.
     pub device: u32,
     /// Milliseconds after the warm-up; negative before.
@@ -87,7 +87,7 @@ pub struct Silence {
 /// Totals at one moment.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 pub struct Moment {
-    /// Milliseconds after the warm-up; negative before.
+    /// Milliseconds after the warm-up.
     pub at_ms: f64,
     /// Sessions born so far.
     pub born: u64,

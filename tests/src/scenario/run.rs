@@ -140,8 +140,7 @@ fn run_on(
 
     let faults = faults(&done, begin, end);
     let recoveries = measure::recoveries(&records, &faults);
-    let pauses: Vec<_> = scenario.devices.iter().map(super::Devices::pause_max).collect();
-    let mut metrics = measure::of_records(&records, end, &pauses);
+    let mut metrics = measure::of_records(&records, end, scenario.probe_interval());
     measure::add_rest(&mut metrics, &phases, &recoveries, scenario.devices.len());
     let intervals: Vec<_> = scenario.devices.iter().map(|d| Duration::from_millis(d.probe_ms)).collect();
     measure::add_counts(&mut metrics, &records, &counts, begin);
@@ -172,7 +171,7 @@ fn run_on(
         recoveries,
         relay: overhead,
         timeline,
-        silences: measure::silences(&records, begin),
+        gaps: measure::longest_gaps(&records, begin),
         violations,
     })
 }

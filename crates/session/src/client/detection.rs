@@ -89,7 +89,8 @@ pub struct RoundTrip {
 }
 
 impl RoundTrip {
-    fn first(sample: Duration) -> Self {
+    /// What one sample says (RFC 6298 §2.2).
+    pub(crate) fn first(sample: Duration) -> Self {
         Self { smoothed: sample, variation: sample / 2, jitter: Duration::ZERO, last: sample }
     }
 
@@ -162,7 +163,7 @@ impl Detector {
         self.flowing = true;
     }
 
-    /// The path is another one, whose round trip may be known: nothing is owed on it yet.
+    /// The path is another one, of which `rtt` is known: nothing is owed on it yet.
     pub(crate) fn moved(&mut self, patience: Patience, now: Duration, rtt: Option<RoundTrip>) {
         let keepalive = self.patience.keepalive;
         let ping_next = self.ping_next;
@@ -250,14 +251,21 @@ impl Detector {
         at
     }
 
-    /// How long one probe is waited for: the longest that a round trip is expected to take.
+    /// How long one probe is waited for: as long as a round trip is expected to take, and half a round trip more where little
+    /// variation was seen so far. A path's first sudden delay is no death.
     pub(crate) fn probe_timeout(&self) -> Duration {
-        self.expected().clamp(self.patience.probe_floor, Self::PROBE_CEILING.max(self.patience.probe_floor))
+        let with_margin = self.rtt.map_or(Duration::ZERO, |rtt| rtt.smoothed * 3 / 2);
+        self.bounded(self.expected().max(with_margin))
     }
 
-    /// As long as a path takes to die of three unanswered probes: quiet for that long, it is steady again.
-    pub(crate) fn quiet_interval(&self) -> Duration {
-        self.probe_timeout() * u32::from(Self::PROBES_MAX)
+    /// Three times what a round trip is expected to take: how long a probe of the path's MTU is waited for, and how long a
+    /// path must keep answering to be steady again. Neither is in a hurry.
+    pub(crate) fn settling_time(&self) -> Duration {
+        self.bounded(self.expected() * 3)
+    }
+
+    fn bounded(&self, wait: Duration) -> Duration {
+        wait.clamp(self.patience.probe_floor, Self::PROBE_CEILING.max(self.patience.probe_floor))
     }
 
     /// Since when the path owes an answer; when it owes none, when it last gave one.
@@ -323,16 +331,23 @@ mod tests {
         settled.sent(MS * 1000);
         let (dead, probes) = until_dead(&mut settled, MS * 1000);
         assert_eq!(probes, 3);
-        assert!(
-            dead >= MS * 1000 + MS * 200 * 4,
-            "dead after {dead:?}, before three answers could have come"
-        );
-        assert!(dead <= MS * 1000 + MS * 200 * 5, "dead after {dead:?}");
+        // One round trip until it is asked, one and a half for each ping.
+        assert_eq!(dead, MS * (1000 + 200 + 3 * 300));
         // One sample says little about the next: three round trips each, and no more.
         let mut young = Detector::new(Patience::default(), Duration::ZERO, None);
         young.sample(MS * 300);
         young.sent(MS * 1000);
         assert_eq!(until_dead(&mut young, MS * 1000), (MS * (1000 + 4 * 900), 3));
+    }
+
+    #[test]
+    fn a_settled_path_that_grows_slower_by_half_at_once_owes_nothing() {
+        let mut settled = detector(MS * 200);
+        settled.sent(MS * 1000);
+        assert!(matches!(settled.poll(MS * 1200), Verdict::Probe { unanswered: 0, .. }));
+        // The answer to what was sent first.
+        settled.received(MS * 1299);
+        assert_eq!((settled.poll(MS * 1500), settled.unanswered()), (Verdict::Quiet, 0));
     }
 
     #[test]

@@ -111,7 +111,7 @@ impl Client {
     fn drive_mtu(&mut self, now: Duration) {
         let Some(link) = self.link.as_mut().filter(|link| link.usable) else { return };
         let before = link.mtu.mtu();
-        let step = link.mtu.poll(now, link.detector.quiet_interval(), link.detector.last_received());
+        let step = link.mtu.poll(now, link.detector.settling_time(), link.detector.last_received());
         let after = link.mtu.mtu();
         link.meter.excuse(step.lost);
         if step.doubts && !link.detector.is_asked() {
@@ -140,7 +140,7 @@ impl Client {
         let link = self.link.as_ref().filter(|link| link.usable && !link.detector.is_asked())?;
         match self.state {
             State::Volatile | State::Degraded => {
-                Some(self.state_since.max(link.detector.last_received()) + link.detector.quiet_interval())
+                Some(self.state_since.max(link.detector.last_received()) + link.detector.settling_time())
             }
             State::Birth | State::Attached | State::Reattaching | State::Recovering | State::Terminated => {
                 None
@@ -157,7 +157,7 @@ impl Client {
             State::Attached | State::Recovering | State::Birth | State::Terminated => {}
             State::Volatile | State::Degraded => {
                 // One step for each quiet interval, so that a single packet does not hide a bad path.
-                if now >= self.state_since + link.detector.quiet_interval() {
+                if now >= self.state_since + link.detector.settling_time() {
                     self.step(now, Trigger::Answered, Reason::PathRecovered);
                 }
             }

@@ -362,7 +362,9 @@ impl Client {
     /// Takes a new local port to the same gateway under the same keys, and asks it at once.
     pub(super) fn rebind(&mut self, now: Duration, change: NetworkChange) {
         let Some(link) = &mut self.link else { return };
-        let (gateway, transport, rtt) = (link.gateway, link.transport, link.detector.rtt());
+        let (gateway, transport) = (link.gateway, link.transport);
+        // Of another network the old round trip says as much as one sample does.
+        let rtt = link.detector.rtt().map(|rtt| RoundTrip::first(rtt.smoothed));
         link.mtu.moved(now, None);
         let path = self.open_path(gateway, transport);
         let reason = match change {

@@ -28,13 +28,13 @@ pub struct Burst {
 }
 
 impl Burst {
-    /// A pause: exponentially distributed, and never longer than [`think_max`](Self::think_max). `fraction` is in `[0, 1)`.
+    /// A pause: exponentially distributed, and never longer than four times the mean. `fraction` is in `[0, 1)`.
     fn pause(&self, fraction: f64) -> Duration {
         self.think.mul_f64(-(1.0 - fraction).ln()).min(self.think_max())
     }
 
     /// The longest pause.
-    pub fn think_max(&self) -> Duration {
+    fn think_max(&self) -> Duration {
         self.think * 4
     }
 }
@@ -50,7 +50,7 @@ pub struct Traffic {
     pub length: usize,
     /// The echo server.
     pub to: SocketAddrV4,
-    /// Times without an echo above this are remembered as gaps.
+    /// Times without an echo above this are remembered as gaps; a pause of its own is none.
     pub gap_above: Duration,
 }
 
@@ -61,8 +61,9 @@ pub(super) struct Device {
     paths: Vec<(PathId, UdpSocket, SocketAddr)>,
     traffic: Traffic,
     probe_due: Option<Duration>,
-    /// When the first probe since the last echo was due.
+    /// When the first probe was due that it waits for an echo of.
     asked_at: Option<Duration>,
+    burst_began: Duration,
     inner: Option<Ipv4Addr>,
     link: PathId,
     epoch: u64,
@@ -94,6 +95,7 @@ impl Device {
             traffic: Traffic { length: traffic.length.clamp(LEN_MIN, PROBE_MAX), ..traffic },
             probe_due: None,
             asked_at: None,
+            burst_began: Duration::ZERO,
             inner: None,
             link: PathId(0),
             epoch: 0,
@@ -123,7 +125,8 @@ impl Device {
 
     /// What it saw, with how it stands now.
     pub(super) fn into_record(self) -> Record {
-        Record { last_heard: self.client.status().last_received, ..self.record }
+        let last_heard = self.client.status().last_received;
+        Record { last_heard, waiting_since: self.asked_at, ..self.record }
     }
 
     /// Does what is due.
@@ -210,10 +213,11 @@ impl Device {
             return;
         };
         // Steps that were missed are left out: a late device does not flood.
-        let late = world.now.at.saturating_sub(self.probe_due.unwrap_or(world.now.at));
-        let due = world.now.at - Duration::from_nanos(remainder(late, every));
-        self.asked_at.get_or_insert(due);
-        self.probe_due = Some(due + every + self.pause(world));
+        let due = self.probe_due.unwrap_or(world.now.at);
+        let late = world.now.at.saturating_sub(due);
+        let step = world.now.at - Duration::from_nanos(remainder(late, every));
+        self.ask(due);
+        self.probe_due = Some(step + every + self.pause(world));
         if self.client.packet_room() == 0 {
             self.record.held += 1;
             return;
@@ -243,6 +247,18 @@ impl Device {
         self.settle(world);
     }
 
+    /// A probe is due.
+    fn ask(&mut self, due: Duration) {
+        if self.traffic.burst.is_some() && self.in_burst == 0 {
+            // Only the end of the burst before was lost: nobody has waited while it thought.
+            if self.record.last_echo >= Some(self.burst_began) {
+                self.asked_at = None;
+            }
+            self.burst_began = due;
+        }
+        self.asked_at.get_or_insert(due);
+    }
+
     /// The time to think, when this probe is the last of its burst.
     fn pause(&mut self, world: &mut World<'_>) -> Duration {
         let Some(burst) = self.traffic.burst else { return Duration::ZERO };
@@ -264,14 +280,10 @@ impl Device {
             Err(ReplayError::TooOld) => return self.record.too_late += 1,
         }
         let now = world.now.at;
-        // Who thinks does not wait: a gap begins when the next probe's echo could have been expected, an interval after the last.
-        let expected = self.asked_at.take().zip(self.traffic.every);
-        let expected = expected.map_or(Duration::ZERO, |(asked, every)| asked.saturating_sub(every));
+        let asked_at = self.asked_at.take();
         if let Some(last) = self.record.last_echo.replace(now) {
-            let from = last.max(expected);
-            if now.saturating_sub(from) > self.traffic.gap_above {
-                self.record.gaps.push(Gap { from, to: now });
-            }
+            let gap = gap(last, asked_at, self.traffic.every.unwrap_or_default(), now);
+            self.record.gaps.extend(Some(gap).filter(|gap| gap.length() > self.traffic.gap_above));
         }
         self.record.answered += 1;
         world.counts.answered += 1;
@@ -386,6 +398,13 @@ impl Device {
     }
 }
 
+/// The time without an echo until `now`. It begins with the last one; for a device that was silent meanwhile, an interval
+/// before the first probe that had to wait: who thinks waits for nothing.
+fn gap(last_echo: Duration, asked_at: Option<Duration>, every: Duration, now: Duration) -> Gap {
+    let began = asked_at.map_or(Duration::ZERO, |asked| asked.saturating_sub(every));
+    Gap { from: last_echo.max(began), to: now }
+}
+
 fn path_error(error: &io::Error) -> Option<PathError> {
     use io::ErrorKind as Kind;
     let unreachable =
@@ -409,4 +428,33 @@ fn remainder(late: Duration, every: Duration) -> u64 {
 pub(super) fn now() -> Now {
     let unix = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
     Now { at: super::clock(), unix_seconds: unix.as_secs() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const fn ms(time: u64) -> Duration {
+        Duration::from_millis(time)
+    }
+
+    #[test]
+    fn a_gap_begins_with_the_last_echo_and_not_while_the_device_thought() {
+        // Steady: the first probe that waits was due an interval after the one of the last echo.
+        assert_eq!(gap(ms(1010), Some(ms(1100)), ms(100), ms(1500)), Gap { from: ms(1010), to: ms(1500) });
+        // After a pause of four seconds the first probe is answered at once, or after a second.
+        assert_eq!(gap(ms(1010), Some(ms(5000)), ms(100), ms(5003)).length(), ms(103));
+        assert_eq!(gap(ms(1010), Some(ms(5000)), ms(100), ms(6000)).length(), ms(1100));
+        // An echo that nobody waits for any more.
+        assert_eq!(gap(ms(1010), None, ms(100), ms(1020)).length(), ms(10));
+    }
+
+    #[test]
+    fn a_device_thinks_as_long_as_its_mean_says_and_never_beyond_four_of_them() {
+        let burst = Burst { probes: 3, think: ms(1000) };
+        let pauses: Vec<_> = (0..1000).map(|i| burst.pause(f64::from(i) / 1000.0)).collect();
+        let mean = pauses.iter().sum::<Duration>() / 1000;
+        assert!((ms(950)..ms(1000)).contains(&mean), "{mean:?}");
+        assert_eq!(burst.pause(0.999_999), burst.think_max());
+    }
 }

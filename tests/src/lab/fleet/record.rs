@@ -35,7 +35,7 @@ pub struct Attach {
 /// A time without echoes longer than the fleet's threshold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Gap {
-    /// The last echo before it.
+    /// The last echo before it, or the end of the device's own pause.
     pub from: Duration,
     /// The first one after it.
     pub to: Duration,
@@ -85,6 +85,8 @@ pub struct Record {
     pub last_echo: Option<Duration>,
     /// At the end: when its owner was last heard, by whatever record; `None` without an owner.
     pub last_heard: Option<Duration>,
+    /// At the end: when the first probe was due that still had no echo.
+    pub waiting_since: Option<Duration>,
     /// Long times without echoes.
     pub gaps: Vec<Gap>,
     /// Local ports, each with the path that used it, in the order of use.

@@ -324,4 +324,4 @@ def frame(f):
 for f in json.loads((ROOT / "crates/session/vectors/frames.json").read_text()):
     same(f["frame"], frame(f), f["bytes"])
 
-print(f"check-crypto-vectors: {checked} values agree with an independent computation")
+print(f"check-vectors: {checked} values agree with an independent computation")
