@@ -240,6 +240,16 @@ async fn beside<T: Send + 'static>(steps: impl FnOnce() -> T + Send + 'static) -
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn nobody_listens_for_clients_before_the_run_is_registered() {
+    let rig = Rig::start().await;
+    assert!(
+        !rig.control.with(|state| state.listened_early),
+        "clients would wait for a run that cannot answer"
+    );
+    assert!(UdpSocket::bind(rig.gateway).is_err(), "somebody listens once it is");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn traffic_goes_both_ways_through_the_tun_device() {
     let rig = Rig::start().await;
     let mut device = rig.attach().await;

@@ -37,6 +37,8 @@ pub(crate) struct State {
     pub(crate) renewals: Renewals,
     pub(crate) incarnation: u64,
     pub(crate) registrations: Vec<RegisterRequest>,
+    /// Whether somebody listened at a gateway's endpoint before its registration was answered.
+    pub(crate) listened_early: bool,
     pub(crate) renewals_seen: Vec<RenewRequest>,
     pub(crate) fences: Vec<FenceOrder>,
     pub(crate) fence_acks: Vec<(String, u64)>,
@@ -80,6 +82,7 @@ impl FakeControl {
             renewals: Renewals::Granted,
             incarnation: 100,
             registrations: vec![],
+            listened_early: false,
             renewals_seen: vec![],
             fences: vec![],
             fence_acks: vec![],
@@ -194,6 +197,8 @@ impl GatewayService for Service {
             verifying_key: state.verifying_key,
             not_after: u64::MAX,
         };
+        state.listened_early |=
+            request.endpoints.iter().any(|endpoint| std::net::UdpSocket::bind(endpoint).is_err());
         state.registrations.push(request);
         Ok(Response::new(RegisterResponse {
             incarnation: state.incarnation,

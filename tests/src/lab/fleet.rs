@@ -99,6 +99,18 @@ pub struct Counts {
     pub answered: u64,
 }
 
+impl Counts {
+    fn add(&mut self, other: &Self) {
+        self.born += other.born;
+        self.reattached += other.reattached;
+        self.attempts += other.attempts;
+        self.rejected += other.rejected;
+        self.terminated += other.terminated;
+        self.sent += other.sent;
+        self.answered += other.answered;
+    }
+}
+
 #[derive(Debug, Default)]
 struct Live {
     born: AtomicU64,
@@ -114,28 +126,46 @@ struct Live {
 struct Shared {
     live: Live,
     commands: Vec<Mutex<Vec<Command>>>,
-    phase: Mutex<Phase>,
+    /// A phase that ends, and how many lanes have told what they saw in it.
+    phase: Mutex<(Phase, usize)>,
 }
 
+/// What devices saw in a phase.
 #[derive(Debug)]
-struct Phase {
-    round_trips: [Histogram; GROUPS_MAX],
-    lanes_done: usize,
+pub struct Phase {
+    /// Round trips by group.
+    pub round_trips: [Histogram; GROUPS_MAX],
+    /// What happened in it.
+    pub counts: Counts,
+    /// Among the answered: probes that were sent in the phase before.
+    pub late: u64,
 }
 
 impl Default for Phase {
     fn default() -> Self {
-        Self { round_trips: std::array::from_fn(|_| Histogram::default()), lanes_done: 0 }
+        Self {
+            round_trips: std::array::from_fn(|_| Histogram::default()),
+            counts: Counts::default(),
+            late: 0,
+        }
+    }
+}
+
+impl Phase {
+    fn add(&mut self, lane: &Self) {
+        for (all, one) in self.round_trips.iter_mut().zip(&lane.round_trips) {
+            all.merge(one);
+        }
+        self.counts.add(&lane.counts);
+        self.late += lane.late;
     }
 }
 
 impl Shared {
-    fn finish_phase(&self, lane: &[Histogram; GROUPS_MAX]) {
-        let mut phase = self.phase.lock().unwrap_or_else(PoisonError::into_inner);
-        for (all, one) in phase.round_trips.iter_mut().zip(lane) {
-            all.merge(one);
-        }
-        phase.lanes_done += 1;
+    fn finish_phase(&self, lane: &Phase) {
+        let mut finished = self.phase.lock().unwrap_or_else(PoisonError::into_inner);
+        finished.0.add(lane);
+        finished.1 += 1;
     }
 }
 
@@ -285,17 +315,18 @@ impl Fleet {
         self.command(&Command::Spread { group, targets: targets.to_vec(), turn });
     }
 
-    /// Ends a phase: returns the round-trip times of each group since the last call.
+    /// Ends a phase: returns what was seen since the last call. Commands that were given before it have been carried out.
     ///
     /// # Errors
     /// When a lane has stopped.
-    pub fn phase(&self) -> Result<[Histogram; GROUPS_MAX]> {
-        *self.shared.phase.lock().unwrap_or_else(PoisonError::into_inner) = Phase::default();
+    pub fn phase(&self) -> Result<Phase> {
+        let finished = || self.shared.phase.lock().unwrap_or_else(PoisonError::into_inner);
+        *finished() = Default::default();
         self.command(&Command::Phase);
         let lanes = self.threads.len();
-        let done = || self.shared.phase.lock().unwrap_or_else(PoisonError::into_inner).lanes_done == lanes;
+        let done = || finished().1 == lanes;
         super::etcd::wait_until("all devices' threads have answered", Duration::from_secs(30), done)?;
-        Ok(std::mem::take(&mut *self.shared.phase.lock().unwrap_or_else(PoisonError::into_inner)).round_trips)
+        Ok(std::mem::take(&mut finished().0))
     }
 
     /// Stops all devices where they stand; returns what they saw, by number.

@@ -90,15 +90,22 @@ pub fn add_counts(
 /// Samples kept per cause for charts.
 const SAMPLES_MAX: usize = 400;
 
-/// Recovery times by cause. A gap counts for the first fault that it overlaps.
-pub fn recoveries(records: &[Record], faults: &[Fault]) -> BTreeMap<String, Recovery> {
+/// Recovery times by cause. What ended a device's echoes did so within an `interval` of its probes after the last of them: a gap
+/// counts for the last fault until then, as long as that fault's time lasts, otherwise for the first one that it overlaps.
+pub fn recoveries(
+    records: &[Record],
+    faults: &[Fault],
+    intervals: &[Duration],
+) -> BTreeMap<String, Recovery> {
     let mut echoes: BTreeMap<&str, Vec<Duration>> = BTreeMap::new();
     let mut grants: BTreeMap<&str, Vec<Duration>> = BTreeMap::new();
     let mut attempts: BTreeMap<&str, Vec<Duration>> = BTreeMap::new();
     for record in records {
         for gap in &record.gaps {
-            let fault = faults.iter().find(|fault| gap.from < fault.until && gap.to > fault.at);
-            if let Some(fault) = fault {
+            let overlaps = |fault: &&Fault| gap.from < fault.until && gap.to > fault.at;
+            let began = gap.from + intervals.get(record.group).copied().unwrap_or_default();
+            let last = faults.iter().rfind(|fault| overlaps(fault) && fault.at <= began);
+            if let Some(fault) = last.or_else(|| faults.iter().find(overlaps)) {
                 let since = fault.at.max(gap.from);
                 echoes.entry(&fault.cause).or_default().push(gap.to - since);
             }
@@ -294,10 +301,24 @@ mod tests {
         ];
         let gaps =
             vec![Gap { from: s(9), to: s(12) }, Gap { from: s(21), to: s(22) }, Gap { from: s(5), to: s(6) }];
-        let found = recoveries(&[Record { gaps, ..Record::default() }], &faults);
+        let found = recoveries(&[Record { gaps, ..Record::default() }], &faults, &[s(1)]);
         assert_eq!(found["a"].first_echo.max_ms, 2000.0);
         assert_eq!(found["b"].first_echo.max_ms, 1000.0);
         assert_eq!((found["a"].first_echo.count, found["b"].first_echo.count), (1, 1));
+    }
+
+    #[test]
+    fn a_gap_whose_last_echo_came_just_before_a_fault_is_not_put_on_the_fault_before() {
+        let faults = [
+            Fault { cause: "a".into(), at: s(10), until: s(20) },
+            Fault { cause: "b".into(), at: s(20), until: s(30) },
+        ];
+        let ms = Duration::from_millis;
+        // The first ends by the second fault's doing; the other began while nothing but the first had happened.
+        let gaps = vec![Gap { from: ms(19_950), to: ms(20_400) }, Gap { from: ms(18_000), to: ms(21_000) }];
+        let found = recoveries(&[Record { gaps, ..Record::default() }], &faults, &[ms(100)]);
+        assert_eq!((found["b"].first_echo.count, found["b"].first_echo.max_ms), (1, 400.0));
+        assert_eq!((found["a"].first_echo.count, found["a"].first_echo.max_ms), (1, 3000.0));
     }
 
     #[test]

@@ -124,25 +124,26 @@ fn run_on(
     let mut stage = stage(cluster, &fleet, &relays, &known, scenario)?;
     let (timeline, done) = with_timeline(&fleet, begin, || perform(scenario, &mut stage, &steps, begin));
     let done = done?;
-    stage.end_phase()?;
     let end = fleet::clock();
-    let counts = std::mem::take(&mut stage.counts);
-    let (phases, flood_memory, flooded) = (stage.phases, stage.flood_memory, stage.flooded);
-    let reads = readers.map(Readers::stop);
-    // What is under way at the end is not lost.
+    // What is under way at the end is not lost: once this phase has ended nobody sends any more.
     for group in 0..scenario.devices.len() {
         fleet.pace(group, None);
     }
+    stage.end_phase()?;
     let back = || fleet.counts().answered >= fleet.counts().sent;
     let _ = wait_until("every echo is back", LAST_ECHO_MAX, back);
+    stage.answer_late(fleet.phase()?.late);
+    let counts = std::mem::take(&mut stage.counts);
+    let (phases, flood_memory, flooded) = (stage.phases, stage.flood_memory, stage.flooded);
+    let reads = readers.map(Readers::stop);
     let records = fleet.stop()?;
     drop(relays);
 
     let faults = faults(&done, begin, end);
-    let recoveries = measure::recoveries(&records, &faults);
+    let intervals: Vec<_> = scenario.devices.iter().map(|d| Duration::from_millis(d.probe_ms)).collect();
+    let recoveries = measure::recoveries(&records, &faults, &intervals);
     let mut metrics = measure::of_records(&records, end, scenario.probe_interval());
     measure::add_rest(&mut metrics, &phases, &recoveries, scenario.devices.len());
-    let intervals: Vec<_> = scenario.devices.iter().map(|d| Duration::from_millis(d.probe_ms)).collect();
     measure::add_counts(&mut metrics, &records, &counts, begin);
     measure::add_interruptions(&mut metrics, &records, &intervals);
     if !flood_memory.is_empty() {
@@ -276,7 +277,6 @@ fn stage<'a>(
         counts: Vec::new(),
         phases: Vec::new(),
         phase: "all".to_owned(),
-        phase_counts: fleet.counts(),
     })
 }
 

@@ -52,8 +52,6 @@ pub struct Stage<'a> {
     pub phases: Vec<PhaseResult>,
     /// The phase under way.
     pub phase: String,
-    /// Totals when it began.
-    pub phase_counts: crate::lab::fleet::Counts,
 }
 
 /// How the sessions were spread at one moment.
@@ -244,17 +242,23 @@ impl Stage<'_> {
     /// # Errors
     /// When the devices' threads have stopped.
     pub fn end_phase(&mut self) -> Result<()> {
-        let round_trips = self.fleet.phase()?.to_vec();
-        let counts = self.fleet.counts();
-        let before = std::mem::replace(&mut self.phase_counts, counts);
+        let seen = self.fleet.phase()?;
+        self.answer_late(seen.late);
         self.phases.push(PhaseResult {
             name: self.phase.clone(),
-            round_trips,
-            sent: counts.sent - before.sent,
-            answered: counts.answered - before.answered,
-            reattached: counts.reattached - before.reattached,
+            round_trips: seen.round_trips.to_vec(),
+            sent: seen.counts.sent,
+            answered: seen.counts.answered - seen.late,
+            reattached: seen.counts.reattached,
         });
         Ok(())
+    }
+
+    /// So many probes of the last finished phase came back after its end.
+    pub fn answer_late(&mut self, answers: u64) {
+        if let Some(last) = self.phases.last_mut() {
+            last.answered += answers;
+        }
     }
 
     /// Ends a gateway as an update does: SIGTERM, and its drain.

@@ -286,9 +286,7 @@ impl Device {
             self.record.gaps.extend(Some(gap).filter(|gap| gap.length() > self.traffic.gap_above));
         }
         self.record.answered += 1;
-        world.counts.answered += 1;
-        let round_trip = now.saturating_sub(Duration::from_nanos(probe.sent_at));
-        world.round_trip(self.record.group, round_trip);
+        world.answered(self.record.group, Duration::from_nanos(probe.sent_at));
     }
 
     /// Does what the machine asks for.

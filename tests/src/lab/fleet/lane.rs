@@ -13,8 +13,7 @@ use jump_session::client::{Now, PathId};
 use rustix::event::{Timespec, epoll};
 
 use super::device::{Device, now};
-use super::{Command, Counts, GROUPS_MAX, Shared};
-use crate::lab::histogram::Histogram;
+use super::{Command, Counts, GROUPS_MAX, Phase, Shared};
 use crate::lab::process::NICEST;
 use crate::lab::rng::Rng;
 
@@ -31,7 +30,8 @@ pub(super) struct World<'a> {
     place: u32,
     poll: &'a OwnedFd,
     rng: &'a mut Rng,
-    round_trips: &'a mut [Histogram; GROUPS_MAX],
+    phase: &'a mut Phase,
+    phase_began: Duration,
 }
 
 impl World<'_> {
@@ -45,8 +45,11 @@ impl World<'_> {
         let _ = epoll::delete(self.poll, socket);
     }
 
-    pub(super) fn round_trip(&mut self, group: usize, time: Duration) {
-        self.round_trips[group.min(GROUPS_MAX - 1)].add(time);
+    /// A probe that was sent at `sent_at` has come back.
+    pub(super) fn answered(&mut self, group: usize, sent_at: Duration) {
+        self.counts.answered += 1;
+        self.phase.late += u64::from(sent_at < self.phase_began);
+        self.phase.round_trips[group.min(GROUPS_MAX - 1)].add(self.now.at.saturating_sub(sent_at));
     }
 
     /// A random time below `every`.
@@ -79,8 +82,10 @@ struct Running {
     via: BTreeMap<SocketAddr, SocketAddr>,
     poll: OwnedFd,
     rng: Rng,
+    /// Not yet published.
     counts: Counts,
-    round_trips: [Histogram; GROUPS_MAX],
+    phase: Phase,
+    phase_began: Duration,
     shared: Arc<Shared>,
     number: usize,
 }
@@ -101,7 +106,8 @@ impl Lane {
             poll: epoll::create(epoll::CreateFlags::CLOEXEC)?,
             rng: Rng::new(self.seed),
             counts: Counts::default(),
-            round_trips: std::array::from_fn(|_| Histogram::default()),
+            phase: Phase::default(),
+            phase_began: Duration::ZERO,
             shared: self.shared,
             number: self.number,
         };
@@ -150,9 +156,9 @@ impl Running {
                 self.visit(place, Device::start);
             }
         }
-        let going_on = self.take_commands();
+        // Who gives a command and hears of its end sees what came before it.
         self.publish();
-        Ok(going_on)
+        Ok(self.take_commands())
     }
 
     /// Lets one device act, then queues it for its next time.
@@ -165,7 +171,8 @@ impl Running {
             place,
             poll: &self.poll,
             rng: &mut self.rng,
-            round_trips: &mut self.round_trips,
+            phase: &mut self.phase,
+            phase_began: self.phase_began,
         };
         act(device, &mut world);
         if let Some(due) = device.due()
@@ -185,11 +192,8 @@ impl Running {
             match command {
                 Command::Stop => return false,
                 Command::Phase => {
-                    let finished = std::mem::replace(
-                        &mut self.round_trips,
-                        std::array::from_fn(|_| Histogram::default()),
-                    );
-                    self.shared.finish_phase(&finished);
+                    self.phase_began = at;
+                    self.shared.finish_phase(&std::mem::take(&mut self.phase));
                 }
                 Command::Pace { group, every } => self.each(group, |device, _| device.set_pace(at, every)),
                 Command::Rebind { group, share, address_too } => {
@@ -237,6 +241,7 @@ impl Running {
 
     fn publish(&mut self) {
         let counts = std::mem::take(&mut self.counts);
+        self.phase.counts.add(&counts);
         let add = |counter: &std::sync::atomic::AtomicU64, more: u64| {
             if more > 0 {
                 counter.fetch_add(more, Ordering::Relaxed);
