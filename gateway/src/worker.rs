@@ -159,14 +159,26 @@ pub async fn run(
     let Inheritance { tun, heart, reaped } = inheritance;
     let tls = identity::load(&config.tls, &config.node)?;
     let control = Control::new(&config.control, &tls)?;
-    check_ports(&config)?;
+    // Held until every other port is taken: what collides is known before control hears of this run.
+    let taken = bind(&config, config.listen, "listen")?;
     let mesh = bind(&config, config.mesh_listen, "mesh_listen")?;
     let waker = Waker::new()?;
+    let mut doors = Doors::default();
+    for doorway in &config.doorways {
+        doors.open(doorway, &Handle::current(), waker.clone()).map_err(|source| WorkerError::Door {
+            transport: doorway.transport,
+            address: doorway.listen,
+            source,
+        })?;
+    }
     let (guard, shared) = (Guard::default(), Arc::new(Shared::default()));
     let (readiness, dataplane_runs) = (Arc::new(Readiness::default()), Arc::new(AtomicBool::new(false)));
     let (orders, commands) = mpsc::channel(COMMANDS_MAX);
     let orders = Orders::new(orders, waker.clone());
     let _metrics = serve_metrics(&config, &guard, &shared, &readiness, &orders).await?;
+    // Free until somebody reads it: the kernel says to clients of the last run that nobody is here, and they go on to another
+    // gateway at once.
+    drop(taken);
     let beating = tokio::spawn(heart.clone().keep_beating(Arc::clone(&shared), Arc::clone(&dataplane_runs)));
 
     let mut entropy = WatchedEntropy::open()?;
@@ -228,10 +240,7 @@ pub async fn run(
         inits,
         egress: start_conntrack(&config, &context)?,
     });
-    // Not before somebody reads them: until then the kernel says to clients of the last run that nobody is here, and they go
-    // on to another gateway at once.
     let clients = bind(&config, config.listen, "listen")?;
-    let doors = open_doors(&config, &waker)?;
     let sockets = Sockets { clients, mesh, tun };
     let engine =
         Engine { plane, sockets, doors, commands, waker, guard: guard.clone(), shared: Arc::clone(&shared) };
@@ -313,32 +322,6 @@ pub async fn run(
 fn bind(config: &Config, address: SocketAddr, setting: &'static str) -> Result<UdpSocket, WorkerError> {
     let options = UdpOptions { buffer_bytes: config.socket_buffer_bytes, ..UdpOptions::default() };
     UdpSocket::bind(address, &options).map_err(|source| WorkerError::Listen { address, setting, source })
-}
-
-/// A port that is taken should be known before control hears of this run.
-fn check_ports(config: &Config) -> Result<(), WorkerError> {
-    bind(config, config.listen, "listen")?;
-    for doorway in &config.doorways {
-        let bound = match doorway.transport {
-            Transport::Udp | Transport::Quic => std::net::UdpSocket::bind(doorway.listen).map(drop),
-            Transport::Tcp | Transport::Tls => std::net::TcpListener::bind(doorway.listen).map(drop),
-        };
-        bound.map_err(|source| door_error(doorway, source))?;
-    }
-    Ok(())
-}
-
-fn open_doors(config: &Config, waker: &Waker) -> Result<Doors, WorkerError> {
-    let mut doors = Doors::default();
-    for doorway in &config.doorways {
-        let opened = doors.open(doorway, &Handle::current(), waker.clone());
-        opened.map_err(|source| door_error(doorway, source))?;
-    }
-    Ok(doors)
-}
-
-fn door_error(doorway: &Doorway, source: io::Error) -> WorkerError {
-    WorkerError::Door { transport: doorway.transport, address: doorway.listen, source }
 }
 
 async fn serve_metrics(

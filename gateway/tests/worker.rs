@@ -50,6 +50,37 @@ fn free_port() -> SocketAddr {
     }
 }
 
+/// The inner network's device.
+fn tun() -> Tun {
+    let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+    Tun::create(&TunOptions {
+        name: format!("jtest{}n{number}", std::process::id() % 10_000),
+        addresses: vec!["10.213.0.1/24".parse().unwrap()],
+        mtu: 1280,
+        offload: true,
+        queue_packets: 100,
+    })
+    .expect("these tests need root and /dev/net/tun")
+}
+
+fn config(control: &FakeControl, listen: SocketAddr, mesh: SocketAddr) -> Config {
+    let text = |path: std::path::PathBuf| Some(path.to_str().unwrap().to_owned());
+    let flags = Flags {
+        node: Some("gw-1".into()),
+        listen: Some(listen.to_string()),
+        mesh_listen: Some(mesh.to_string()),
+        metrics_listen: Some("127.0.0.1:0".into()),
+        control: Some(format!("https://{}", control.address)),
+        tls_ca: text(control.file("ca.pem")),
+        tls_certificate: text(control.file("gw.pem")),
+        tls_key: text(control.file("gw-key.pem")),
+        tun_routes: Some("false".into()),
+        drain_deadline: Some("20s".into()),
+        ..Flags::default()
+    };
+    Config::load(&flags).unwrap()
+}
+
 impl Rig {
     async fn start() -> Self {
         let alone = INNER_NETWORK.lock().await;
@@ -58,33 +89,10 @@ impl Rig {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         let control = FakeControl::start().await;
-        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        let tun = Tun::create(&TunOptions {
-            name: format!("jtest{}n{number}", std::process::id() % 10_000),
-            addresses: vec!["10.213.0.1/24".parse().unwrap()],
-            mtu: 1280,
-            offload: true,
-            queue_packets: 100,
-        })
-        .expect("these tests need root and /dev/net/tun");
         let gateway = free_port();
-        let text = |path: std::path::PathBuf| Some(path.to_str().unwrap().to_owned());
-        let flags = Flags {
-            node: Some("gw-1".into()),
-            listen: Some(gateway.to_string()),
-            mesh_listen: Some(free_port().to_string()),
-            metrics_listen: Some("127.0.0.1:0".into()),
-            control: Some(format!("https://{}", control.address)),
-            tls_ca: text(control.file("ca.pem")),
-            tls_certificate: text(control.file("gw.pem")),
-            tls_key: text(control.file("gw-key.pem")),
-            tun_routes: Some("false".into()),
-            drain_deadline: Some("20s".into()),
-            ..Flags::default()
-        };
-        let config = Config::load(&flags).unwrap();
+        let config = config(&control, gateway, free_port());
         let (stop, stopped) = oneshot::channel::<()>();
-        let inheritance = Inheritance { tun, heart: Heart::unwatched(), reaped: Incarnation(0) };
+        let inheritance = Inheritance { tun: tun(), heart: Heart::unwatched(), reaped: Incarnation(0) };
         let mut worker = tokio::spawn(worker::run(config, inheritance, async {
             let _ = stopped.await;
         }));
@@ -247,6 +255,25 @@ async fn nobody_listens_for_clients_before_the_run_is_registered() {
         "clients would wait for a run that cannot answer"
     );
     assert!(UdpSocket::bind(rig.gateway).is_err(), "somebody listens once it is");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ports_that_collide_or_are_taken_end_the_run_before_control_hears_of_it() {
+    let _alone = INNER_NETWORK.lock().await;
+    let control = FakeControl::start().await;
+    let (listen, other) = (free_port(), free_port());
+    let held = UdpSocket::bind(other).unwrap();
+    for (listen, mesh, wrong) in [(listen, listen, "mesh_listen"), (other, listen, "listen")] {
+        let inheritance = Inheritance { tun: tun(), heart: Heart::unwatched(), reaped: Incarnation(0) };
+        let ended =
+            worker::run(config(&control, listen, mesh), inheritance, std::future::pending::<()>()).await;
+        assert!(
+            matches!(ended, Err(WorkerError::Listen { setting, .. }) if setting == wrong),
+            "{wrong}: {ended:?}"
+        );
+    }
+    drop(held);
+    assert!(control.with(|state| state.registrations.is_empty()));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -137,7 +137,7 @@ pub struct Phase {
     pub round_trips: [Histogram; GROUPS_MAX],
     /// What happened in it.
     pub counts: Counts,
-    /// Among the answered: probes that were sent in the phase before.
+    /// Among the answered: probes that were sent before it began.
     pub late: u64,
 }
 

@@ -195,7 +195,15 @@ impl Running {
                     self.phase_began = at;
                     self.shared.finish_phase(&std::mem::take(&mut self.phase));
                 }
-                Command::Pace { group, every } => self.each(group, |device, _| device.set_pace(at, every)),
+                Command::Pace { group, every } => {
+                    for place in self.places(group) {
+                        if self.started[place as usize] {
+                            self.visit(place, |device, _| device.set_pace(at, every));
+                        } else {
+                            self.devices[place as usize].set_pace(at, every);
+                        }
+                    }
+                }
                 Command::Rebind { group, share, address_too } => {
                     for place in self.places(group) {
                         if self.started[place as usize] && self.rng.chance(share) {
