@@ -266,7 +266,6 @@ for counter, verdict in V["replay_window"]:
     checked += 1
 
 
-
 def endpoint(text):
     host, port = text.rsplit(":", 1)
     return ip(host.strip("[]")) + be(int(port), 2)
@@ -300,13 +299,16 @@ def accepted_body(a):
     ])
 
 
+def rejected_body(r):
+    numbers = be(r["current_epoch"], 8) + be(r["current_attach_seq"], 8) + be(r["retry_after_ms"], 8)
+    return b"\2" + be(r["reason"], 2) + numbers
+
+
 def frame(f):
-    if r := f.get("rejected"):
-        numbers = be(r["current_epoch"], 8) + be(r["current_attach_seq"], 8) + be(r["retry_after_ms"], 8)
-        return b"\2\2" + be(r["reason"], 2) + numbers
     match f["frame"]:
         case "Confirm": return b"\x01"
-        case "AttachResult": return b"\x02" + accepted_body(f["accepted"])
+        case "AttachResult" if "accepted" in f: return b"\x02" + accepted_body(f["accepted"])
+        case "AttachResult": return b"\x02" + rejected_body(f["rejected"])
         case "Ping": return b"\x03" + be(f["id"], 8)
         case "Pong": return b"\x04" + be(f["id"], 8) + be(f["received"], 8) + be(f["newest"], 8)
         case "PathChallenge": return b"\x05" + unhex(f["token"])

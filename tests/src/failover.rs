@@ -7,7 +7,6 @@ use anyhow::{Context as _, Result, ensure};
 use rustix::process::Signal;
 
 use crate::lab::cluster::Cluster;
-use crate::lab::etcd::wait_until;
 use crate::lab::network::ReturnRoute;
 use crate::lab::ownership::Ownership;
 use crate::lab::probe::Probe;
@@ -101,12 +100,7 @@ pub fn measure(cluster: &mut Cluster, probe: &Probe, session: &str, ending: Endi
 
 /// Waits until another gateway owns the session, with a greater epoch.
 fn moved(cluster: &Cluster, before: &Ownership) -> Result<Ownership> {
-    let mut last = None;
-    wait_until("another gateway owns the session", RECOVERY_MAX, || {
-        last = cluster.ownership(&before.session).ok();
-        last.as_ref().is_some_and(|now| now.epoch > before.epoch && now.phase == "OWNED")
-    })?;
-    let after = last.context("control does not answer")?;
+    let after = cluster.wait_owned_after(before, RECOVERY_MAX)?;
     ensure!(after.owner != before.owner, "the ended gateway owns it again: {after:?}");
     Ok(after)
 }

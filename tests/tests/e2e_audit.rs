@@ -80,7 +80,7 @@ fn the_story_of_a_session_reads_back_exactly_from_the_exported_events_and_no_log
 
     cluster.signal_worker(owner, Signal::KILL).unwrap();
     // How the client noticed is its own affair; the store and the events must agree on it.
-    let next = next_owner(&cluster, &born);
+    let next = cluster.wait_owned_after(&born, support::SOON).unwrap();
     deeds.push(owned(&next, &next.reason));
     cluster.wait_registered(owner, support::SOON).unwrap();
     probe.wait_for_echoes(40, support::SOON).unwrap();
@@ -89,7 +89,7 @@ fn the_story_of_a_session_reads_back_exactly_from_the_exported_events_and_no_log
     let node = before.owner.clone().unwrap();
     let control = &cluster.network.controls[0];
     cluster.operator.json(control, &["nodes", "drain", "--yes", &node]).unwrap();
-    deeds.push(owned(&next_owner(&cluster, &before), "OPERATOR_MOVE"));
+    deeds.push(owned(&cluster.wait_owned_after(&before, support::SOON).unwrap(), "OPERATOR_MOVE"));
     probe.wait_for_echoes(40, support::SOON).unwrap();
 
     let devices = cluster.operator.json(control, &["devices", "list"]).unwrap();
@@ -172,16 +172,6 @@ fn the_cli_tells_the_same(cluster: &Cluster, session: &str, timeline: &Timeline)
 fn owned(ownership: &Ownership, reason: &str) -> Deed {
     let by = ownership.owner.clone().unwrap_or_default();
     Deed::Owned { epoch: ownership.epoch, by, reason: reason.to_owned() }
-}
-
-fn next_owner(cluster: &Cluster, before: &Ownership) -> Ownership {
-    let mut now = before.clone();
-    wait_until("another gateway owns the session", support::SOON, || {
-        now = cluster.ownership(&before.session).unwrap_or_else(|_| before.clone());
-        now.epoch > before.epoch && now.phase == "OWNED"
-    })
-    .unwrap();
-    now
 }
 
 /// Maps the device's datagrams to these ports, as a NAT on the way does. Flows that it knows keep theirs until it forgets

@@ -9,12 +9,10 @@ use jump_session::reason::Reason;
 use jump_tests::lab::bare_device::{BareDevice, ClusterKeys, device_key};
 use jump_tests::lab::cluster::{Cluster, Plan, Store};
 use jump_tests::lab::etcd::wait_until;
-use jump_tests::lab::ownership::Ownership;
 use jump_tests::lab::probe::{EchoServer, Probe};
 use jump_tests::lab::process::Mark;
 use jump_tests::lab::programs::{self, GATEWAY_PORT};
 use jump_tests::support;
-use rustix::process::Signal;
 
 /// A revoked session is gone within a second: of several revocations, the median must be. The machine may stop for longer once.
 const REVOKED: Duration = Duration::from_secs(1);
@@ -36,20 +34,6 @@ fn keys_in(cluster: &Cluster, purpose: &str, state: &str) -> Vec<String> {
     let keys = jumpctl(cluster, &["keys", "list"]);
     let wanted = keys.iter().filter(|key| key["purpose"] == purpose && key["state"] == state);
     wanted.map(|key| key["key_id"].as_str().unwrap().to_owned()).collect()
-}
-
-/// Kills the owner's worker and waits until another gateway owns the session.
-fn fail_over(cluster: &Cluster, before: &Ownership) -> Ownership {
-    let victim = cluster.gateway_number(before.owner.as_deref().unwrap()).unwrap();
-    cluster.signal_worker(victim, Signal::KILL).unwrap();
-    let mut last = None;
-    wait_until("another gateway owns the session", support::SOON, || {
-        last = cluster.ownership(&before.session).ok();
-        last.as_ref().is_some_and(|now| now.epoch > before.epoch && now.phase == "OWNED")
-    })
-    .unwrap();
-    cluster.wait_registered(victim, support::SOON).unwrap();
-    last.unwrap()
 }
 
 /// Brings a device up, revokes it under traffic, and returns how long its session outlived the command.
@@ -132,7 +116,7 @@ fn a_rotation_of_cluster_and_grant_key_strands_no_device_and_the_old_keys_are_re
         .unwrap();
     }
     // A live device reattaches within the overlap, is told of the new keys, and keeps them.
-    let moved = fail_over(&cluster, &live);
+    let moved = cluster.fail_over(&live, support::SOON).unwrap();
     let profile = cluster.state_dir(0).join("profile.toml");
     let knows = |profile: &std::path::Path, text: &str| {
         std::fs::read_to_string(profile).is_ok_and(|profile| profile.contains(text))
@@ -157,8 +141,8 @@ fn a_rotation_of_cluster_and_grant_key_strands_no_device_and_the_old_keys_are_re
     for (purpose, old) in ["cluster", "grant"].iter().zip(&old) {
         jumpctl(&cluster, &["keys", "retire", purpose, old, "--yes"]);
     }
-    let again = fail_over(&cluster, &moved);
-    let last = fail_over(&cluster, &again);
+    let again = cluster.fail_over(&moved, support::SOON).unwrap();
+    let last = cluster.fail_over(&again, support::SOON).unwrap();
     assert_eq!(last.inner, live.inner);
     probe.wait_for_echoes(40, support::SOON).unwrap();
     let mut stranded = bare(&cluster, 2, away, 2);
@@ -189,7 +173,7 @@ fn where_control_asks_for_it_every_attach_is_hybrid_and_a_device_that_knows_noth
     assert!(suite(&cluster).contains("ML-KEM-768"), "{}", suite(&cluster));
     let probe = Probe::start(&cluster.network.devices[0], echo.address()).unwrap();
     probe.wait_for_echoes(40, support::SOON).unwrap();
-    fail_over(&cluster, &born);
+    cluster.fail_over(&born, support::SOON).unwrap();
     probe.wait_for_echoes(40, support::SOON).unwrap();
     assert!(suite(&cluster).contains("ML-KEM-768"), "{}", suite(&cluster));
     probe.stop();

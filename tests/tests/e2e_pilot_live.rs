@@ -10,7 +10,6 @@ use jump_tests::lab::programs::METRICS_PORT;
 use jump_tests::scenario::Scenario;
 use jump_tests::scenario::live::{Endpoint, Watch};
 use jump_tests::support;
-use rustix::process::Signal;
 
 const PROFILE: &str = "
 name = 'live'
@@ -54,16 +53,10 @@ fn a_live_cluster_is_judged_by_what_happened_to_it_and_by_nothing_else() {
     let _turn = support::one_at_a_time().unwrap();
     let mut cluster = Cluster::start(&Plan::small("pilot-live")).unwrap();
     let born = cluster.up(0).unwrap();
-    let owner = cluster.gateway_number(born.owner.as_deref().unwrap()).unwrap();
     let profile = Scenario::parse(PROFILE, false).unwrap();
 
     let watch = Watch::begin(&look(&cluster), &audit_files(&cluster)).unwrap();
-    cluster.signal_worker(owner, Signal::KILL).unwrap();
-    wait_until("another gateway owns the session", support::SOON, || {
-        cluster.ownership(&born.session).is_ok_and(|now| now.epoch > born.epoch)
-    })
-    .unwrap();
-    cluster.wait_registered(owner, support::SOON).unwrap();
+    cluster.fail_over(&born, support::SOON).unwrap();
     wait_until("the audit files tell of it", support::SOON, || {
         let texts = audit_files(&cluster).into_iter().map(|path| std::fs::read_to_string(path).unwrap());
         texts.collect::<String>().contains("\"session_owner_changed\"")

@@ -1,36 +1,12 @@
 //! A store restored from a snapshot is in the past: what sessions make of it (docs/operations.md, "Back up and restore etcd").
-#![expect(clippy::unwrap_used, reason = "a failed helper is a failed test")]
 
 use jump_tests::lab::cluster::{Cluster, Plan, Store};
 use jump_tests::lab::etcd::wait_until;
-use jump_tests::lab::ownership::Ownership;
 use jump_tests::lab::probe::{EchoServer, Probe};
-use jump_tests::lab::process::Mark;
 use jump_tests::support;
-use rustix::process::Signal;
 
 /// Changes of owner that the snapshot knows nothing of.
 const FORGOTTEN: usize = 3;
-
-/// Kills the owner's worker and waits until another gateway owns the session.
-fn fail_over(cluster: &Cluster, before: &Ownership) -> Ownership {
-    let victim = cluster.gateway_number(before.owner.as_deref().unwrap()).unwrap();
-    cluster.signal_worker(victim, Signal::KILL).unwrap();
-    let after = owned_beyond(cluster, before);
-    cluster.wait_registered(victim, support::SOON).unwrap();
-    after
-}
-
-/// Waits until somebody owns the session in a later epoch.
-fn owned_beyond(cluster: &Cluster, before: &Ownership) -> Ownership {
-    let mut last = None;
-    wait_until("the session has an owner in a later epoch", support::SOON, || {
-        last = cluster.ownership(&before.session).ok();
-        last.as_ref().is_some_and(|now| now.epoch > before.epoch && now.phase == "OWNED")
-    })
-    .unwrap();
-    last.unwrap()
-}
 
 #[test]
 fn after_a_restore_known_sessions_go_on_in_later_epochs_and_a_forgotten_one_ends_with_a_reason() {
@@ -52,7 +28,7 @@ fn after_a_restore_known_sessions_go_on_in_later_epochs_and_a_forgotten_one_ends
     // What the snapshot does not know: three changes of owner, and a birth.
     let mut last = moved.clone();
     for _ in 0..FORGOTTEN {
-        last = fail_over(&cluster, &last);
+        last = cluster.fail_over(&last, support::SOON).unwrap();
     }
     let forgotten = cluster.up(2).unwrap();
     // Its owner may have been among those that were killed.
@@ -84,7 +60,7 @@ fn after_a_restore_known_sessions_go_on_in_later_epochs_and_a_forgotten_one_ends
 
     // The epochs that clients have seen do not come back; the sessions do.
     for (device, (before, mark)) in [&last, &kept].into_iter().zip(&marks).enumerate() {
-        let after = owned_beyond(&cluster, before);
+        let after = cluster.wait_owned_after(before, support::SOON).unwrap();
         assert_eq!(after.inner_text(), before.inner_text());
         probes[device].wait_for_echoes(20, support::SOON).unwrap();
         assert_eq!(cluster.session_of(device).unwrap(), before.session);
@@ -98,8 +74,14 @@ fn after_a_restore_known_sessions_go_on_in_later_epochs_and_a_forgotten_one_ends
     }
     // The session that the snapshot does not know ends, and its client says so before it begins another.
     let device = cluster.devices[2].as_ref().unwrap();
-    let (end, at) = ended(device, marks[2]);
-    assert!(end.contains(&forgotten.session), "{end}");
+    let (end, at) = device
+        .wait_for("that its session has ended", marks[2], support::SOON, |line| {
+            line.contains(r#""event":"terminated""#)
+        })
+        .unwrap();
+    let end: serde_json::Value = serde_json::from_str(&end).unwrap();
+    assert_eq!(end["session_id"], forgotten.session.as_str(), "{end}");
+    assert_eq!(end["reason"], "UNKNOWN_SESSION", "{end}");
     device
         .wait_for("that it is attached again", at, support::SOON, |line| {
             line.contains(r#""event":"attached""#) && !line.contains(&forgotten.session)
@@ -110,13 +92,4 @@ fn after_a_restore_known_sessions_go_on_in_later_epochs_and_a_forgotten_one_ends
     for probe in probes {
         assert_eq!(probe.stop().duplicates, 0);
     }
-}
-
-/// The line in which a client says that its session has ended.
-fn ended(device: &jump_tests::lab::process::Process, since: Mark) -> (String, Mark) {
-    device
-        .wait_for("that its session has ended", since, support::SOON, |line| {
-            line.contains(r#""event":"terminated""#)
-        })
-        .unwrap()
 }

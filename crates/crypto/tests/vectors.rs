@@ -36,7 +36,7 @@ fn every_message_has_exactly_the_bytes_of_the_published_vectors() {
 }
 
 #[test]
-#[ignore = "writes the published vectors"]
+#[ignore = "writes the published vectors: make crypto-fixtures"]
 fn write_the_published_vectors() {
     std::fs::write(file(), serde_json::to_string_pretty(&vectors()).unwrap() + "\n").unwrap();
 }

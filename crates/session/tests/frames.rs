@@ -38,7 +38,7 @@ fn every_type_of_the_protocol_has_a_vector() {
 }
 
 #[test]
-#[ignore = "writes the published vectors"]
+#[ignore = "writes the published vectors: make crypto-fixtures"]
 fn write_the_published_vectors() {
     std::fs::write(file(), serde_json::to_string_pretty(&vectors()).unwrap() + "\n").unwrap();
 }

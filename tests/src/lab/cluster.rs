@@ -339,6 +339,31 @@ impl Cluster {
         Ownership::from_json(answer.first().context("jumpctl printed nothing")?)
     }
 
+    /// Waits until a gateway owns the session in a later epoch than `before`.
+    ///
+    /// # Errors
+    /// When none does in time.
+    pub fn wait_owned_after(&self, before: &Ownership, timeout: Duration) -> Result<Ownership> {
+        let mut last = None;
+        wait_until("the session has an owner in a later epoch", timeout, || {
+            last = self.ownership(&before.session).ok();
+            last.as_ref().is_some_and(|now| now.epoch > before.epoch && now.phase == "OWNED")
+        })?;
+        last.context("control does not answer")
+    }
+
+    /// Kills the worker of the session's owner, and waits until the session has an owner again and the gateway is back.
+    ///
+    /// # Errors
+    /// When one of both is not so in time.
+    pub fn fail_over(&self, before: &Ownership, timeout: Duration) -> Result<Ownership> {
+        let victim = self.gateway_number(before.owner.as_deref().context("the session has no owner")?)?;
+        self.signal_worker(victim, Signal::KILL)?;
+        let after = self.wait_owned_after(before, timeout)?;
+        self.wait_registered(victim, timeout)?;
+        Ok(after)
+    }
+
     /// Follows a session's owner.
     ///
     /// # Errors

@@ -126,8 +126,15 @@ struct Live {
 struct Shared {
     live: Live,
     commands: Vec<Mutex<Vec<Command>>>,
-    /// A phase that ends, and how many lanes have told what they saw in it.
-    phase: Mutex<(Phase, usize)>,
+    finished: Mutex<Finished>,
+}
+
+/// A phase that ends.
+#[derive(Debug, Default)]
+struct Finished {
+    phase: Phase,
+    /// How many lanes have told what they saw in it.
+    lanes: usize,
 }
 
 /// What devices saw in a phase.
@@ -163,9 +170,9 @@ impl Phase {
 
 impl Shared {
     fn finish_phase(&self, lane: &Phase) {
-        let mut finished = self.phase.lock().unwrap_or_else(PoisonError::into_inner);
-        finished.0.add(lane);
-        finished.1 += 1;
+        let mut finished = self.finished.lock().unwrap_or_else(PoisonError::into_inner);
+        finished.phase.add(lane);
+        finished.lanes += 1;
     }
 }
 
@@ -221,7 +228,7 @@ impl Fleet {
         let shared = Arc::new(Shared {
             live: Live::default(),
             commands: (0..all_lanes).map(|_| Mutex::default()).collect(),
-            phase: Mutex::default(),
+            finished: Mutex::default(),
         });
         let mut work: Vec<_> = (0..all_lanes)
             .map(|number| Lane {
@@ -320,13 +327,13 @@ impl Fleet {
     /// # Errors
     /// When a lane has stopped.
     pub fn phase(&self) -> Result<Phase> {
-        let finished = || self.shared.phase.lock().unwrap_or_else(PoisonError::into_inner);
-        *finished() = Default::default();
+        let finished = || self.shared.finished.lock().unwrap_or_else(PoisonError::into_inner);
+        *finished() = Finished::default();
         self.command(&Command::Phase);
         let lanes = self.threads.len();
-        let done = || finished().1 == lanes;
+        let done = || finished().lanes == lanes;
         super::etcd::wait_until("all devices' threads have answered", Duration::from_secs(30), done)?;
-        Ok(std::mem::take(&mut finished().0))
+        Ok(std::mem::take(&mut finished().phase))
     }
 
     /// Stops all devices where they stand; returns what they saw, by number.

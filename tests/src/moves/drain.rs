@@ -7,7 +7,6 @@ use anyhow::{Context as _, Result, ensure};
 use super::Scene;
 use crate::demo::report::millis;
 use crate::lab::cluster::gateway_name;
-use crate::lab::etcd::wait_until;
 use crate::lab::programs::metric;
 use crate::lab::stream::{Stream, StreamReport};
 use crate::support::SOON;
@@ -102,14 +101,10 @@ impl Scene {
             self.cluster.operator.json(&self.cluster.network.controls[0], arguments).map(|_| ())
         };
         let before = self.cluster.ownership(&self.before.session)?;
-        let owner = before.owner.context("no owner")?;
+        let owner = before.owner.clone().context("no owner")?;
         let start = Instant::now();
         operator(&["nodes", "drain", "--yes", "--wait", "0s", &owner])?;
-        wait_until("another gateway owns the session", SOON, || {
-            self.cluster
-                .ownership(&self.before.session)
-                .is_ok_and(|now| now.epoch > before.epoch && now.phase == "OWNED")
-        })?;
+        self.cluster.wait_owned_after(&before, SOON)?;
         let took = start.elapsed();
         operator(&["nodes", "undrain", &owner])?;
         Ok(took)
